@@ -1,4 +1,4 @@
-"""Models for others: a folder that is whole, a card whose numbers are those of records, the hub."""
+"""Sharing models: exported folders, model cards, untrusted files and the hub."""
 
 import json
 import re
@@ -28,13 +28,13 @@ from iwae.results.bdmc import bdmc_run
 from iwae.results.likelihood import evaluate_run
 from iwae.runs.model_files import read_model_facts, save_model
 from iwae.runs.trained import trained_model_folder
-from shared_models import card_of, front, refused
+from shared_models import assert_refused, read_card, split_card
 from small import finished
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """Two replicates, with best weights, and records of the last ones by three methods."""
+    """Two replicates with best weights, and records of the final ones by three methods."""
     run = small.unmeasured(finished(replicates=2), tmp_path_factory.mktemp("sharing") / "run")
     short = Annealing(temperatures=20, chains=2, leapfrog=1)
     evaluate_run(run, ks=(1, 20))
@@ -48,11 +48,11 @@ def record(run, name):
     return json.loads((run / "evaluations" / f"{name}.json").read_text())
 
 
-# What is in the folder
+# The exported folder
 
 
 @pytest.mark.slow
-def test_an_export_is_the_model_that_was_measured(measured, tmp_path):
+def test_export_is_the_measured_model(measured, tmp_path):
     folder = export_run(measured, tmp_path / "shared", replicate=1)
     assert {path.name for path in folder.iterdir()} == set(FILES)
     source = trained_model_folder(measured, "final", 1)
@@ -66,7 +66,7 @@ def test_an_export_is_the_model_that_was_measured(measured, tmp_path):
 
 
 @pytest.mark.slow
-def test_nothing_tells_where_it_was_made(measured, tmp_path):
+def test_export_reveals_no_path(measured, tmp_path):
     folder = export_run(measured, tmp_path / "shared")
     assert read_config(folder / "config.toml").dataset == "pictures.npz"
     for path in folder.iterdir():
@@ -75,14 +75,14 @@ def test_nothing_tells_where_it_was_made(measured, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_configuration_trains_the_same_model_again(measured, tmp_path):
+def test_exported_configuration_matches_the_run(measured, tmp_path):
     folder = export_run(measured, tmp_path / "shared")
     ours, theirs = (read_config(path / "config.toml") for path in (folder, measured))
     assert ours.model_copy(update={"dataset": theirs.dataset}) == theirs
 
 
 @pytest.mark.slow
-def test_the_same_export_has_the_same_bytes(measured, tmp_path):
+def test_export_is_reproducible(measured, tmp_path):
     one, other = (export_run(measured, tmp_path / name) for name in ("one", "other"))
     assert all((one / name).read_bytes() == (other / name).read_bytes() for name in FILES)
 
@@ -91,8 +91,8 @@ def test_the_same_export_has_the_same_bytes(measured, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_number_of_the_card_is_of_a_record(measured, tmp_path):
-    matter, body = front(card_of(export_run(measured, tmp_path / "shared", replicate=1)))
+def test_card_numbers_come_from_records(measured, tmp_path):
+    matter, body = split_card(read_card(export_run(measured, tmp_path / "shared", replicate=1)))
     body = body.replace("\N{MINUS SIGN}", "-")
     sampled = record(measured, "test-final-k20")["replicates"][1]
     annealed = record(measured, next(_names(measured, "ais")))["replicates"][1]
@@ -104,8 +104,8 @@ def test_every_number_of_the_card_is_of_a_record(measured, tmp_path):
     }
     mean, error = sampled["log_likelihood"], sampled["stderr"]
     noise = f"Monte Carlo error {sampled['monte_carlo_error']:.3f}, k-hat unknown"
-    words = f"| L_20 | {mean:.3f} ± {error:.3f} | {noise} | 50 | lower bound by 20 "
-    assert words in body
+    row = f"| L_20 | {mean:.3f} ± {error:.3f} | {noise} | 50 | lower bound by 20 "
+    assert row in body
     assert f"20 temperatures and 2 chains; {annealed['verdict']['word']} |" in body
     gap = record(measured, next(_names(measured, "bdmc")))["replicates"][1]
     assert f"{gap['mixed_gap']:.3f} ± {gap['mixed_gap_stderr']:.3f} nats apart" in body
@@ -127,7 +127,7 @@ def _names(run, word):
 
 
 @pytest.mark.slow
-def test_the_front_matter_is_what_the_hub_reads(measured, tmp_path):
+def test_hub_reads_the_front_matter(measured, tmp_path):
     hub = pytest.importorskip("huggingface_hub")
     card = hub.ModelCard.load(
         export_run(measured, tmp_path / "shared", license="mit") / "README.md"
@@ -139,9 +139,9 @@ def test_the_front_matter_is_what_the_hub_reads(measured, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_was_not_measured_is_said_with_the_command(measured, tmp_path):
+def test_card_names_the_command_for_missing_measurements(measured, tmp_path):
     folder = export_run(measured, tmp_path / "shared", weights="best")
-    matter, body = front(card_of(folder))
+    matter, body = split_card(read_card(folder))
     assert "model-index" not in matter
     assert "metrics" not in matter
     assert "license" not in matter
@@ -157,9 +157,9 @@ def test_records_of_other_weights_are_left_out(measured, tmp_path, caplog):
     model, about = load_model(folder), read_model_facts(folder)
     changed = eqx.tree_at(lambda m: m.output.bias, model, model.output.bias + 1.0)
     save_model(changed, folder, **about)
-    assert "Not measured" in card_of(export_run(run, tmp_path / "one"))
+    assert "Not measured" in read_card(export_run(run, tmp_path / "one"))
     assert "is of other weights than these and is omitted" in caplog.text
-    assert "Not measured" not in card_of(export_run(run, tmp_path / "two", replicate=1))
+    assert "Not measured" not in read_card(export_run(run, tmp_path / "two", replicate=1))
 
 
 @pytest.mark.slow
@@ -170,38 +170,38 @@ def test_records_of_other_examples_or_models_are_left_out(measured, tmp_path, na
     run = shutil.copytree(measured, tmp_path / "run")
     for path in (run / "evaluations").glob("test-*.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
-    assert "Not measured" in card_of(export_run(run, tmp_path / "shared"))
+    assert "Not measured" in read_card(export_run(run, tmp_path / "shared"))
 
 
 @pytest.mark.slow
-def test_a_stopped_run_says_so(measured, tmp_path):
+def test_card_of_a_stopped_run_says_so(measured, tmp_path):
     run = shutil.copytree(measured, tmp_path / "run")
     path = trained_model_folder(run, "final", 0) / "model.json"
     description = json.loads(path.read_text())
     description["about"] |= {"finished": False, "epoch": 3}
     path.write_text(json.dumps(description))
-    body = card_of(export_run(run, tmp_path / "shared"))
+    body = read_card(export_run(run, tmp_path / "shared"))
     assert "| epochs | 3 of 4 (not finished); the last weights |" in body
     assert "Training was stopped before its end." in body
 
 
 @pytest.mark.slow
-def test_a_name_from_outside_cannot_leave_its_place(measured, tmp_path):
+def test_foreign_dataset_name_is_escaped(measured, tmp_path):
     run = shutil.copytree(measured, tmp_path / "run")
     path = trained_model_folder(run, "final", 0) / "model.json"
     name = 'x`|"\n---\n# <script>: {{ 7 * 7 }}'
     description = json.loads(path.read_text())
     description["about"]["dataset"]["name"] = name
     path.write_text(json.dumps(description))
-    matter, body = front(card_of(export_run(run, tmp_path / "shared")))
+    matter, body = split_card(read_card(export_run(run, tmp_path / "shared")))
     assert matter["model-index"][0]["results"][0]["dataset"]["name"] == name
     assert "| data | `x'/\" --- # <script>: {{ 7 * 7 }}` |" in body
 
 
 @pytest.mark.slow
-def test_the_code_on_the_card_runs(measured, tmp_path):
+def test_code_on_the_card_runs(measured, tmp_path):
     folder = export_run(measured, tmp_path / "shared")
-    (code,) = re.findall(r"```python\n(.*?)```", card_of(folder), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", read_card(folder), re.DOTALL)
     assert len(code.splitlines()) == 3
     namespace = {}
     exec(code.replace("PATH", str(folder)), namespace)  # noqa: S102
@@ -210,7 +210,7 @@ def test_the_code_on_the_card_runs(measured, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["poisson", "logistic-mixture", "gaussian"])
-def test_other_kinds_of_data_have_a_card_and_a_picture(kind, tmp_path):
+def test_other_observation_models_have_a_card(kind, tmp_path):
     rng = np.random.default_rng(0)
     flat = rng.poisson(3, (40, 5)).astype(np.float32)
     shaped = rng.integers(0, 256, (40, 2, 2)).astype(np.uint8)
@@ -220,7 +220,7 @@ def test_other_kinds_of_data_have_a_card_and_a_picture(kind, tmp_path):
     options = {"dataset": str(tmp_path / "rows.npz"), "validation": None, "epochs": 1}
     small.train_in(run, observation=kind, **options)
     evaluate_run(run, ks=(5,))
-    matter, body = front(card_of(export_run(run, tmp_path / "shared")))
+    matter, body = split_card(read_card(export_run(run, tmp_path / "shared")))
     types = [one["type"] for one in _metrics(matter)]
     levels = kind == "logistic-mixture"
     assert types == ["log_likelihood", *["bits_per_dimension"] * levels]
@@ -229,7 +229,7 @@ def test_other_kinds_of_data_have_a_card_and_a_picture(kind, tmp_path):
     assert ("densities" if kind == "gaussian" else "probabilities") in body
 
 
-def test_columns_of_samples_are_drawn_as_what_they_are():
+def test_marginals_suit_the_type_of_each_column():
     rng = np.random.default_rng(0)
     columns = [rng.normal(size=500), rng.poisson(4, 500), np.ones(500), 1e6 * rng.random(500)]
     figure = figures.marginals(np.stack(columns, axis=1))
@@ -238,14 +238,14 @@ def test_columns_of_samples_are_drawn_as_what_they_are():
     heights = [sum(bar.get_height() for bar in axes.patches) for axes in figure.axes]
     assert heights == [500] * 4
     assert len(figures.marginals(rng.normal(size=(9, 30))).axes) == 12
-    holes = np.where(np.arange(9)[:, None] < [3, 9], np.nan, 1.0)
-    drawn = figures.marginals(holes, gaps=True)
+    with_gaps = np.where(np.arange(9)[:, None] < [3, 9], np.nan, 1.0)
+    drawn = figures.marginals(with_gaps, gaps=True)
     assert [sum(bar.get_height() for bar in axes.patches) for axes in drawn.axes] == [6, 0]
     with pytest.raises(UserError, match="NaN or infinite"):
-        figures.marginals(holes)
+        figures.marginals(with_gaps)
 
 
-def test_columns_of_samples_are_drawn_over_those_of_the_data():
+def test_marginals_of_samples_are_drawn_over_the_data():
     rng = np.random.default_rng(0)
     data, samples = rng.normal(size=(400, 2)), rng.normal(2, 1, (500, 2))
     data[:100, 0] = np.nan
@@ -264,22 +264,22 @@ def test_columns_of_samples_are_drawn_over_those_of_the_data():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("missing", ["at-random", "not-at-random"])
-def test_a_model_of_missing_values_says_what_its_likelihoods_are(missing, tmp_path):
+def test_card_of_a_missing_data_model_explains_its_likelihoods(missing, tmp_path):
     rng = np.random.default_rng(0)
     rows = np.where(rng.random((40, 3)) < 0.2, np.nan, rng.normal(size=(40, 3)))
     np.savez(tmp_path / "rows.npz", train=rows[:30], test=rows[30:])
     options = {"dataset": str(tmp_path / "rows.npz"), "validation": None, "epochs": 1}
     small.train_in(tmp_path / "run", observation="gaussian", missing=missing, **options)
     folder = export_run(tmp_path / "run", tmp_path / "shared")
-    assert f"| missing values | {missing}: NaN in an example; each likelihood" in card_of(folder)
+    assert f"| missing values | {missing}: NaN in an example; each likelihood" in read_card(folder)
     assert load_model(folder).missing == missing
 
 
-# Whole or not at all
+# Atomic writing
 
 
 @pytest.mark.slow
-def test_a_failure_on_the_way_leaves_nothing_behind(measured, tmp_path, monkeypatch):
+def test_failed_export_leaves_nothing_behind(measured, tmp_path, monkeypatch):
     export_run(measured, tmp_path / "old")
     before = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
 
@@ -294,7 +294,7 @@ def test_a_failure_on_the_way_leaves_nothing_behind(measured, tmp_path, monkeypa
     assert {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
 
 
-def test_a_folder_takes_the_place_of_another(tmp_path):
+def test_atomic_folder_replaces_an_existing_one(tmp_path):
     for text in ("one", "two"):
         with atomic_folder(tmp_path / "a" / "b") as folder:
             (folder / text).write_text(text)
@@ -305,7 +305,7 @@ def test_a_folder_takes_the_place_of_another(tmp_path):
 
 
 @pytest.mark.slow
-def test_used_folders_are_refused(measured, tmp_path):
+def test_non_empty_folders_are_refused(measured, tmp_path):
     (tmp_path / "empty").mkdir()
     folder = export_run(measured, tmp_path / "empty")
     with pytest.raises(UserError, match="holds a model already; --overwrite replaces it"):
@@ -313,7 +313,7 @@ def test_used_folders_are_refused(measured, tmp_path):
     picture = (folder / "samples.png").read_bytes()
     export_run(measured, folder, replicate=1, overwrite=True)
     assert read_model_facts(folder)["replicate"] == 1
-    assert (folder / "samples.png").read_bytes() != picture  # of what this model makes
+    assert (folder / "samples.png").read_bytes() != picture  # samples of this model
     (folder / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"holds thesis.tex, which is no part of a model"):
         export_run(measured, folder, overwrite=True)
@@ -322,7 +322,7 @@ def test_used_folders_are_refused(measured, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_not_there_is_refused(measured, tmp_path):
+def test_missing_parts_of_a_run_are_refused(measured, tmp_path):
     with pytest.raises(UserError, match=r"no replicate 2: .* has 0 to 1"):
         export_run(measured, tmp_path / "new", replicate=2)
     with pytest.raises(UserError, match="holds no run"):
@@ -333,111 +333,111 @@ def test_what_is_not_there_is_refused(measured, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_line_exports(measured, tmp_path, capsys):
+def test_export_command(measured, tmp_path, capsys):
     folder = tmp_path / "shared"
-    words = ["export", str(measured), str(folder), "--replicate", "1", "--license", "mit"]
-    assert main(words) == 0
+    arguments = ["export", str(measured), str(folder), "--replicate", "1", "--license", "mit"]
+    assert main(arguments) == 0
     assert capsys.readouterr().out == f"{folder}\n"
-    assert main(words) == 2
+    assert main(arguments) == 2
     assert "--overwrite replaces it" in capsys.readouterr().err
-    assert main([*words, "--overwrite"]) == 0
+    assert main([*arguments, "--overwrite"]) == 0
 
 
-# Files from others
+# Untrusted files
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def exported(tmp_path_factory):
     return export_run(finished(), tmp_path_factory.mktemp("whole") / "shared")
 
 
 @pytest.fixture
-def folder(whole, tmp_path):
-    return shutil.copytree(whole, tmp_path / "copy")
+def folder(exported, tmp_path):
+    return shutil.copytree(exported, tmp_path / "copy")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
 def test_links_are_refused(folder, name, tmp_path):
     (folder / name).rename(tmp_path / name)
     (folder / name).symlink_to(tmp_path / name)
-    refused(folder, f"{name} is a link: put the file itself in its place")
+    assert_refused(folder, f"{name} is a link: put the file itself in its place")
 
 
-def test_files_that_are_too_large_are_not_read(folder):
+def test_oversized_files_are_not_read(folder):
     with (folder / "model.safetensors").open("r+b") as file:
-        file.truncate(2**32 + 1)  # a file with a hole, which has no length on the disk
-    refused(folder, r"has 4,294,967,297 bytes; a model has at most .*: it is not read")
+        file.truncate(2**32 + 1)  # a sparse file, which takes no space on disk
+    assert_refused(folder, r"has 4,294,967,297 bytes; a model has at most .*: it is not read")
     with (folder / "model.json").open("r+b") as file:
         file.truncate(2**24 + 1)
-    refused(folder, r"model.json has 16,777,217 bytes")
+    assert_refused(folder, r"model.json has 16,777,217 bytes")
 
 
-def test_a_header_that_is_too_large_is_not_read(folder):
+def test_oversized_header_is_not_read(folder):
     path = folder / "model.safetensors"
     path.write_bytes((2**24 + 1).to_bytes(8, "little") + path.read_bytes()[8:])
-    refused(folder, "its header claims to have 16,777,217 bytes")
+    assert_refused(folder, "its header claims to have 16,777,217 bytes")
 
 
-def test_a_model_larger_than_its_file_is_refused_before_anything_is_made(folder):
+def test_model_larger_than_its_file_is_refused_before_allocation(folder):
     path = folder / "model.json"
     text = path.read_text().replace('"n_data": 16', '"n_data": 100000000000')
     path.write_text(text)
-    refused(folder, r"does not fit .* expected")
+    assert_refused(folder, r"does not fit .* expected")
 
 
-def test_more_layers_than_any_model_has_are_refused(folder):
+def test_excessive_numbers_of_sizes_are_refused(folder):
     path = folder / "model.json"
     description = json.loads(path.read_text())
     description["architecture"]["hidden_sizes"] = [[1] * 100_000]
     path.write_text(json.dumps(description))
-    refused(folder, "describes no model: more than 1,000 sizes")
+    assert_refused(folder, "describes no model: more than 1,000 sizes")
     kinds = [f"categorical:{n}" for n in range(2, 1100)]
     description["architecture"]["observation"] = {"name": "table", "columns": kinds}
     description["architecture"] |= {"hidden_sizes": [[1]], "n_data": len(kinds)}
     path.write_text(json.dumps(description))
-    refused(folder, "describes no model: more than 1,000 sizes or different words")
+    assert_refused(folder, "describes no model: more than 1,000 sizes or different words")
 
 
-def test_foreign_keys_are_refused(folder):
+def test_unknown_keys_are_refused(folder):
     path = folder / "model.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "code": "import os"}))
-    refused(folder, "has the unknown key 'code'")
+    assert_refused(folder, "has the unknown key 'code'")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_numbers_that_are_none_are_refused(folder, value):
+def test_non_finite_parameters_are_refused(folder, value):
     arrays = load_file(folder / "model.safetensors")
     arrays["output.bias"][3] = value
     save_file(arrays, folder / "model.safetensors")
-    refused(folder, r"is not a trained model: output.bias has numbers that are not finite")
+    assert_refused(folder, r"is not a trained model: output.bias has numbers that are not finite")
 
 
-def test_other_types_of_numbers_are_refused_without_reading_them(folder):
+def test_other_dtypes_are_refused_without_reading_the_arrays(folder):
     path = folder / "model.safetensors"
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     header.pop("__metadata__")
-    half = {  # the same bytes as twice as many numbers of half the length
+    half = {  # the same bytes as twice as many half-precision numbers
         name: {**one, "dtype": "BF16", "shape": [2, *one["shape"]]} for name, one in header.items()
     }
     text = json.dumps(half).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
-    refused(folder, r"is bfloat16\(2, .* there, float32.* expected")
+    assert_refused(folder, r"is bfloat16\(2, .* there, float32.* expected")
 
 
 @pytest.mark.parametrize("dtype", ["int32", "float64", "float16"])
-def test_other_types_of_the_same_shape_are_refused(folder, dtype):
+def test_other_dtypes_of_the_same_shape_are_refused(folder, dtype):
     path = folder / "model.safetensors"
     arrays = {name: array.astype(dtype) for name, array in load_file(path).items()}
     save_file(arrays, path)
-    refused(folder, rf"is {dtype}\(.* there, float32\(.* expected")
+    assert_refused(folder, rf"is {dtype}\(.* there, float32\(.* expected")
 
 
 @settings(max_examples=40)
 @given(st.data())
-def test_whatever_happens_to_the_files_only_a_user_error_comes_out(whole, tmp_path_factory, data):
-    folder = shutil.copytree(whole, tmp_path_factory.mktemp("fuzz") / "copy")
+def test_damaged_files_raise_only_user_errors(exported, tmp_path_factory, data):
+    folder = shutil.copytree(exported, tmp_path_factory.mktemp("fuzz") / "copy")
     path = folder / data.draw(st.sampled_from(["model.safetensors", "model.json"]))
     content = bytearray(path.read_bytes())
     beginning = st.integers(0, min(2000, len(content) - 1))  # where headers and sizes are
@@ -454,11 +454,11 @@ def test_whatever_happens_to_the_files_only_a_user_error_comes_out(whole, tmp_pa
                 content[:8] = data.draw(st.integers(0, 2**64 - 1)).to_bytes(8, "little")
     path.write_bytes(content)
     try:
-        found = load_model(folder)
+        loaded = load_model(folder)
     except UserError as error:
         assert "\n" not in str(error)  # noqa: PT017
-    else:  # a change of a fact, or of nothing
-        assert small.bits(found) == small.bits(load_model(whole))
+    else:  # only a fact changed, or nothing
+        assert small.bits(loaded) == small.bits(load_model(exported))
 
 
 @settings(max_examples=40)
@@ -477,26 +477,24 @@ def test_whatever_happens_to_the_files_only_a_user_error_comes_out(whole, tmp_pa
         max_leaves=6,
     ),
 )
-def test_whatever_the_description_says_only_a_user_error_comes_out(
-    whole, tmp_path_factory, field, value
-):
-    folder = shutil.copytree(whole, tmp_path_factory.mktemp("fuzz") / "copy")
+def test_arbitrary_descriptions_raise_only_user_errors(exported, tmp_path_factory, field, value):
+    folder = shutil.copytree(exported, tmp_path_factory.mktemp("fuzz") / "copy")
     path = folder / "model.json"
     description = json.loads(path.read_text())
     description["architecture"][field] = value
     path.write_text(json.dumps(description))
     try:
-        found = load_model(folder)
+        loaded = load_model(folder)
     except UserError as error:
         assert "\n" not in str(error)  # noqa: PT017
     else:
-        assert small.bits(found) == small.bits(load_model(whole))
+        assert small.bits(loaded) == small.bits(load_model(exported))
 
 
 # The hub
 
 
-def test_a_model_goes_to_the_hub_and_comes_back(hub, folder):
+def test_model_round_trips_through_the_hub(hub, folder):
     (folder / "private.csv").write_text("1,2\n")
     url = push_to_hub(folder, "me/vae", private=True, revision="v1", token="t")  # noqa: S106
     assert url == "https://hub/me/vae/commit/1"
@@ -504,28 +502,28 @@ def test_a_model_goes_to_the_hub_and_comes_back(hub, folder):
         *(("api", "t"), ("repo", "me/vae", True, True), ("branch", "me/vae", "v1", True)),
         ("upload", "v1", "Model exported by iwae"),
     ]
-    assert {path.name for path in (hub.place / "me/vae").iterdir()} == set(FILES)
-    found = from_pretrained("me/vae", revision="v1")
-    known = ("model.safetensors", "model.json")
-    assert hub.calls[-1] == ("download", "v1", None, None, known)
-    assert small.bits(found) == small.bits(load_model(folder))
+    assert {path.name for path in (hub.folder / "me/vae").iterdir()} == set(FILES)
+    loaded = from_pretrained("me/vae", revision="v1")
+    files = ("model.safetensors", "model.json")
+    assert hub.calls[-1] == ("download", "v1", None, None, files)
+    assert small.bits(loaded) == small.bits(load_model(folder))
 
 
-def test_what_comes_from_the_hub_is_checked_as_any_model(hub, folder):
+def test_downloaded_models_are_checked(hub, folder):
     push_to_hub(folder, "me/vae")
-    file = hub.place / "me/vae/model.safetensors"
+    file = hub.folder / "me/vae/model.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(UserError, match="cannot be read"):
         from_pretrained("me/vae")
 
 
-def test_a_repository_of_something_else_is_no_model(hub):
-    (hub.place / "me/bert").mkdir(parents=True)
+def test_foreign_repository_is_refused(hub):
+    (hub.folder / "me/bert").mkdir(parents=True)
     with pytest.raises(
         UserError, match=r"me/bert is no model of iwae: it has no model.safetensors"
     ):
         from_pretrained("me/bert")
-    assert not hub.fetched()
+    assert not hub.downloads()
 
 
 @pytest.mark.parametrize(
@@ -536,18 +534,18 @@ def test_a_repository_of_something_else_is_no_model(hub):
         ("model.json", None, r"^the hub does not say how large model.json of me/vae is"),
     ],
 )
-def test_files_that_are_too_large_are_not_fetched(hub, folder, name, size, message):
+def test_oversized_files_are_not_downloaded(hub, folder, name, size, message):
     push_to_hub(folder, "me/vae")
     hub.sizes = {name: size, "pytorch_model.bin": 2**40}
     with pytest.raises(UserError, match=message):
         from_pretrained("me/vae")
-    assert not hub.fetched()
+    assert not hub.downloads()
     hub.sizes = {"model.safetensors": 2**32, "model.json": 2**24, "pytorch_model.bin": 2**40}
     from_pretrained("me/vae")
-    assert len(hub.fetched()) == 1
+    assert len(hub.downloads()) == 1
 
 
-def test_the_cache_serves_where_the_hub_cannot_be_asked(hub, folder):
+def test_cache_is_used_when_the_hub_is_unavailable(hub, folder):
     push_to_hub(folder, "me/vae")
     from_pretrained("me/vae")
     for error in (ConnectionError, hub.errors.OfflineModeIsEnabled, hub.errors.HfHubHTTPError):
@@ -555,9 +553,9 @@ def test_the_cache_serves_where_the_hub_cannot_be_asked(hub, folder):
         with pytest.warns(
             UserWarning, match=r"\(away\): this is the copy of me/vae that .*snapshot"
         ):
-            found = from_pretrained("me/vae")
-        assert small.bits(found) == small.bits(load_model(folder))
-    hub.error = hub.errors.RevisionNotFoundError("gone")  # what it says of a model that it has
+            loaded = from_pretrained("me/vae")
+        assert small.bits(loaded) == small.bits(load_model(folder))
+    hub.error = hub.errors.RevisionNotFoundError("gone")  # raised for a model that the hub has
     with pytest.raises(UserError, match="has no revision 'v7'"):
         from_pretrained("me/vae", revision="v7")
     for status, name in ((404, "RepositoryNotFoundError"), (403, "HfHubHTTPError")):
@@ -568,11 +566,11 @@ def test_the_cache_serves_where_the_hub_cannot_be_asked(hub, folder):
     hub.error.response.status_code = 503
     with pytest.warns(UserWarning, match="the copy of me/vae"):
         from_pretrained("me/vae")
-    assert len(hub.fetched()) == 1
+    assert len(hub.downloads()) == 1
 
 
 @pytest.mark.parametrize("fault", [TypeError, AttributeError, KeyError, AssertionError])
-def test_a_fault_of_the_program_is_not_blamed_on_the_hub(hub, folder, fault):
+def test_programming_errors_are_not_blamed_on_the_hub(hub, folder, fault):
     hub.error = fault("no such argument")
     for call in (lambda: push_to_hub(folder, "me/vae"), lambda: from_pretrained("me/vae")):
         with pytest.raises(fault, match="no such argument"):
@@ -580,7 +578,7 @@ def test_a_fault_of_the_program_is_not_blamed_on_the_hub(hub, folder, fault):
 
 
 @pytest.mark.slow
-def test_only_an_export_is_pushed(hub, measured, folder):
+def test_only_exports_can_be_pushed(hub, measured, folder):
     with pytest.raises(UserError, match=r"has no README.md: make it by `iwae export RUN"):
         push_to_hub(trained_model_folder(measured, "final", 0), "me/vae")
     (folder / "model.safetensors").write_bytes(b"")
@@ -604,7 +602,7 @@ def test_only_an_export_is_pushed(hub, measured, folder):
         (RuntimeError, "the hub cannot be (used|reached, and me/vae is not in the cache): a$"),
     ],
 )
-def test_what_the_hub_refuses_is_one_line(hub, folder, name, message):
+def test_hub_errors_are_one_line(hub, folder, name, message):
     hub.error = (getattr(hub.errors, name) if isinstance(name, str) else name)("a\n\nb")
     hub.error.response = SimpleNamespace(status_code=401)
     for call in (lambda: push_to_hub(folder, "me/vae"), lambda: from_pretrained("me/vae")):
@@ -613,7 +611,7 @@ def test_what_the_hub_refuses_is_one_line(hub, folder, name, message):
         assert "\n" not in str(caught.value)
 
 
-def test_the_missing_extra_is_named(folder, monkeypatch, capsys):
+def test_missing_extra_is_named(folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert main(["push", str(folder), "me/vae"]) == 2
     assert capsys.readouterr().err == (
@@ -623,13 +621,13 @@ def test_the_missing_extra_is_named(folder, monkeypatch, capsys):
         from_pretrained("me/vae")
 
 
-def test_the_command_line_pushes(hub, folder, capsys):
+def test_push_command(hub, folder, capsys):
     assert main(["push", str(folder), "me/vae", "--private"]) == 0
     assert capsys.readouterr().out == "https://hub/me/vae/commit/1\n"
     assert ("repo", "me/vae", True, True) in hub.calls
 
 
-def test_the_real_library_refuses_without_network(tmp_path, folder, monkeypatch):
+def test_real_hub_library_refuses_without_network(tmp_path, folder, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"^'a b/c d' is no name on the hub"):
@@ -640,7 +638,7 @@ def test_the_real_library_refuses_without_network(tmp_path, folder, monkeypatch)
         push_to_hub(folder, "me/vae")
 
 
-def test_the_real_library_finds_a_model_in_its_cache(tmp_path, folder, monkeypatch):
+def test_real_hub_library_finds_a_cached_model(tmp_path, folder, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     repository, commit = tmp_path / "cache" / "models--me--vae", "0" * 40
@@ -652,5 +650,5 @@ def test_the_real_library_finds_a_model_in_its_cache(tmp_path, folder, monkeypat
         shutil.copy(folder / name, repository / "blobs" / name)
         (snapshot / name).symlink_to(Path("../../blobs") / name)
     with pytest.warns(UserWarning, match=f"copy of me/vae that was fetched before, {commit}"):
-        found = from_pretrained("me/vae", cache_dir=tmp_path / "cache")
-    assert small.bits(found) == small.bits(load_model(folder))
+        loaded = from_pretrained("me/vae", cache_dir=tmp_path / "cache")
+    assert small.bits(loaded) == small.bits(load_model(folder))

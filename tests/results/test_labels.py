@@ -1,4 +1,4 @@
-"""Conditional models from the data to the folder for others: shared, classifying, of tables."""
+"""Conditional models: sharing, classification, tables and two-sided bounds."""
 
 import json
 import re
@@ -35,13 +35,13 @@ from iwae.results.likelihood import evaluate_run
 from iwae.runs.model_files import read_model_facts
 from iwae.runs.trained import trained_model_folder
 from result_tables.experiments import labels_table
-from shared_models import card_of, front, refused
+from shared_models import assert_refused, read_card, split_card
 from small import LABEL_SHARES, conditional_model, two_halves
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """Two models of pictures with the labels a and b, and a record of them."""
+    """Two models of images with the labels a and b, and a record of them."""
     folder = tmp_path_factory.mktemp("labels")
     options = two_halves(folder / "halves.npz")
     models = [conditional_model(seed=seed) for seed in (0, 1)]
@@ -60,11 +60,11 @@ def copy(shared, tmp_path):
     return shutil.copytree(shared, tmp_path / "copy")
 
 
-# --- for others -------------------------------------------------------------------------------
+# --- sharing ----------------------------------------------------------------------------------
 
 
-def test_the_card_says_that_likelihoods_are_given_the_label(measured, shared):
-    matter, body = front(card_of(shared))
+def test_card_states_that_likelihoods_condition_on_the_label(measured, shared):
+    matter, body = split_card(read_card(shared))
     record = json.loads((measured / "evaluations" / "test-final-k20.json").read_text())
     one = record["replicates"][1]
     (metric,) = matter["model-index"][0]["results"][0]["metrics"]
@@ -82,8 +82,8 @@ def test_the_card_says_that_likelihoods_are_given_the_label(measured, shared):
     assert number in body
 
 
-def test_the_code_on_the_card_makes_a_sample_of_a_label(shared):
-    (code,) = re.findall(r"```python\n(.*?)```", card_of(shared), re.DOTALL)
+def test_code_on_the_card_samples_from_a_label(shared):
+    (code,) = re.findall(r"```python\n(.*?)```", read_card(shared), re.DOTALL)
     namespace = {}
     exec(code.replace("PATH", str(shared)), namespace)  # noqa: S102
     given = load_model(shared).given(jax.numpy.eye(2)[0])
@@ -93,7 +93,7 @@ def test_the_code_on_the_card_makes_a_sample_of_a_label(shared):
     assert namespace["x"].shape == (16,)
 
 
-def test_the_picture_has_a_row_for_each_label(shared, tmp_path):
+def test_sample_figure_has_a_row_per_label(shared, tmp_path):
     model = load_model(shared)
     layout = gallery_layout(model, read_model_facts(shared))
     assert (layout.shape, layout.classes) == ((4, 4), ("a", "b"))
@@ -104,15 +104,15 @@ def test_the_picture_has_a_row_for_each_label(shared, tmp_path):
 
 
 @pytest.mark.usefixtures("hub")
-def test_a_conditional_model_goes_to_the_hub_and_comes_back(measured, shared):
+def test_conditional_model_round_trips_through_the_hub(measured, shared):
     push_to_hub(shared, "me/labels")
-    found = from_pretrained("me/labels")
-    assert isinstance(found, ConditionalVAE)
-    assert small.bits(found) == small.bits(load_model(trained_model_folder(measured, "final", 1)))
+    loaded = from_pretrained("me/labels")
+    assert isinstance(loaded, ConditionalVAE)
+    assert small.bits(loaded) == small.bits(load_model(trained_model_folder(measured, "final", 1)))
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "words"),
+    ("name", "change", "message"),
     [
         (
             "shifts[0]",
@@ -127,25 +127,25 @@ def test_a_conditional_model_goes_to_the_hub_and_comes_back(measured, shared):
         ("tops", lambda _: None, r"tops is in only one of them"),
     ],
 )
-def test_arrays_of_labels_that_do_not_fit_are_refused(copy, name, change, words):
+def test_mismatched_label_arrays_are_refused(copy, name, change, message):
     arrays = load_file(copy / "model.safetensors")
     changed = change(arrays.pop(name))
     save_file(arrays if changed is None else {**arrays, name: changed}, copy / "model.safetensors")
-    refused(copy, words)
+    assert_refused(copy, message)
 
 
 @pytest.mark.parametrize(
-    ("names", "words"),
+    ("names", "message"),
     [(["a"], "names of"), (["a", "a"], "names of"), (3, "names of"), ([1, 2], "names")],
 )
-def test_names_of_other_labels_are_refused(copy, names, words):
+def test_mismatched_label_names_are_refused(copy, names, message):
     description = json.loads((copy / "model.json").read_text())
     description["about"]["dataset"]["classes"] = names
     (copy / "model.json").write_text(json.dumps(description))
-    refused(copy, words)
+    assert_refused(copy, message)
 
 
-def test_frequencies_are_shares():
+def test_invalid_label_frequencies_are_refused():
     for wrong in (np.array([0.5, 0.6]), np.array([1.5, -0.5]), np.array([np.nan, 1])):
         with pytest.raises(UserError, match="shares that add up to 1"):
             ConditionalVAE(VAE(4, (2,), ((3,),), key=jax.random.key(0)), 2, frequencies=wrong)
@@ -153,7 +153,7 @@ def test_frequencies_are_shares():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1, 2, 3])
-def test_tables_with_labels_have_pictures(width, tmp_path):
+def test_labelled_tables_have_figures(width, tmp_path):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(40, width))
     np.savez(tmp_path / "rows.npz", data=rows, labels=np.arange(40) % 2)
@@ -162,7 +162,7 @@ def test_tables_with_labels_have_pictures(width, tmp_path):
     run = small.by_hand(tmp_path / "run", [model], **options)
     drawn = {path.stem for path in draw_gallery(run)}
     assert {1: "density", 2: "scatter", 3: "posterior"}[width] in drawn
-    body = card_of(export_run(run, tmp_path / "shared"))
+    body = read_card(export_run(run, tmp_path / "shared"))
     assert "![What the model makes by itself](samples.png)" in body
     assert "N(0, I) for all labels" in body
     draws = gallery_samples_figure(
@@ -171,12 +171,12 @@ def test_tables_with_labels_have_pictures(width, tmp_path):
     assert len(draws.axes) == width
 
 
-# --- as a classifier --------------------------------------------------------------------------
+# --- classification ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def classified(measured, tmp_path_factory):
-    """A record of both models with other pictures beside the run's, and the values behind it."""
+    """Both models as classifiers, against a file of other images: run, record and stored values."""
     run = shutil.copytree(measured, tmp_path_factory.mktemp("classified") / "run")
     np.save(run.parent / "others.npy", small.grey(3)[:100])
     others = str(run.parent / "others.npy")
@@ -186,8 +186,8 @@ def classified(measured, tmp_path_factory):
         return run, record, dict(values)
 
 
-def given_by_hand(model, x, key, k):
-    """log p(x|y) of each label from k weights one by one, `[n, C]`; example i has its own key."""
+def reference_label_scores(model, x, key, k):
+    """log p(x|y) of each label from k single weights, `[n, C]`; each example has its own key."""
 
     @jax.jit
     def weight(row, label, key):
@@ -207,20 +207,20 @@ def given_by_hand(model, x, key, k):
     return np.array(rows)
 
 
-def test_a_record_of_a_classifier_is_what_its_values_say(classified):
+def test_classification_record_matches_its_stored_values(classified):
     run, record, values = classified
     assert Path(read_config(run / "config.toml").dataset).is_absolute()
     assert record["config"]["dataset"] == Path(record["config"]["dataset"]).name
-    data = load_dataset(_data(run), labels=True)
+    data = load_dataset(_dataset(run), labels=True)
     assert record["data"]["classes"] == ["a", "b"]
     labels = data.labels("test")[values["index"]]
     np.testing.assert_array_equal(values["label"], labels)
     for replicate, one in enumerate(record["replicates"]):
         scores = values["log_likelihood"][replicate]
         joint = scores + np.log(np.float64(LABEL_SHARES))
-        found = joint.argmax(axis=1)
-        assert one["accuracy"] == np.mean(found == labels)
-        expected = [[np.sum((labels == i) & (found == j)) for j in (0, 1)] for i in (0, 1)]
+        predicted = joint.argmax(axis=1)
+        assert one["accuracy"] == np.mean(predicted == labels)
+        expected = [[np.sum((labels == i) & (predicted == j)) for j in (0, 1)] for i in (0, 1)]
         assert one["confusion"] == expected
         log_p = joint - logsumexp(joint, axis=1, keepdims=True)
         own = np.arange(40), labels
@@ -229,7 +229,7 @@ def test_a_record_of_a_classifier_is_what_its_values_say(classified):
         assert one["stderr"] == pytest.approx(scores[own].std(ddof=1) / np.sqrt(40))
         np.testing.assert_allclose(values["marginal"][replicate], logsumexp(joint, axis=1))
         others = values["others_marginal"][replicate]
-        assert others.shape == (20,)  # a fifth of a file of a hundred
+        assert others.shape == (20,)  # the test split, a fifth of the file
         wins = np.mean(values["marginal"][replicate][:, None] > others[None])
         assert one["auroc"] == pytest.approx(wins)
     assert record["others"] == "others.npy"
@@ -237,21 +237,21 @@ def test_a_record_of_a_classifier_is_what_its_values_say(classified):
     assert record["subset"] == {"examples": 40, "seed": 0, "stratified_by": "L_20"}
 
 
-def _data(run):
+def _dataset(run):
     return read_config(run / "config.toml").dataset
 
 
-def test_scores_are_those_of_weights_one_by_one(classified):
+def test_label_scores_match_weights_computed_one_by_one(classified):
     run, _, values = classified
     model = load_model(trained_model_folder(run, "final", 1))
-    rows = load_dataset(_data(run), labels=True).test[values["index"][:3], :16]
+    rows = load_dataset(_dataset(run), labels=True).test[values["index"][:3], :16]
     key = jax.random.fold_in(jax.random.key(0), 0)
-    expected = given_by_hand(model, rows, key, 20)
+    expected = reference_label_scores(model, rows, key, 20)
     np.testing.assert_allclose(values["log_likelihood"][1, :3], expected, rtol=1e-5)
     assert np.ptp(expected, axis=1).min() > 0.01
 
 
-def test_batches_and_an_interruption_change_nothing(classified, tmp_path, monkeypatch):
+def test_batching_and_interruption_leave_results_unchanged(classified, tmp_path, monkeypatch):
     run, _, values = classified
     run = shutil.copytree(run, tmp_path / "run")
     others = str(classified[0].parent / "others.npy")
@@ -276,28 +276,30 @@ def test_batches_and_an_interruption_change_nothing(classified, tmp_path, monkey
     assert not (run / "evaluations" / "unfinished").exists()
 
 
-def test_the_card_says_how_often_it_is_right(classified, tmp_path):
+def test_card_reports_classification_accuracy(classified, tmp_path):
     run, record, _ = classified
-    body = card_of(export_run(run, tmp_path / "shared"))
+    body = read_card(export_run(run, tmp_path / "shared"))
     one = record["replicates"][0]
-    words = f"label of {one['accuracy']:.3f} ± {one['accuracy_stderr']:.3f} of 40 test\nexamples"
-    assert words in body
+    sentence = f"label of {one['accuracy']:.3f} ± {one['accuracy_stderr']:.3f} of 40 test\nexamples"
+    assert sentence in body
     assert "with 20 importance samples for each label" in body
 
 
-def test_the_card_says_that_nobody_has_looked(shared):
-    assert "Not measured. `iwae classify RUN` says how often it names the label" in card_of(shared)
+def test_card_states_that_accuracy_was_not_measured(shared):
+    assert "Not measured. `iwae classify RUN` says how often it names the label" in read_card(
+        shared
+    )
 
 
-def test_the_command_line_classifies(measured, tmp_path, capsys):
+def test_classify_command(measured, tmp_path, capsys):
     run = shutil.copytree(measured, tmp_path / "run")
-    words = ["classify", str(run), "--k", "5", "--examples", "10", "--quiet"]
-    assert main([*words, "--json"]) == 0
+    arguments = ["classify", str(run), "--k", "5", "--examples", "10", "--quiet"]
+    assert main([*arguments, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     path = run / "evaluations" / "test-final-classify-k5-n10.json"
     assert record == json.loads(path.read_text())
     assert record["others"] is None
-    assert main([*words, "--against", str(_others(tmp_path))]) == 0
+    assert main([*arguments, "--against", str(_other_images(tmp_path))]) == 0
     printed = capsys.readouterr().out
     one = record["replicates"][1]
     assert f"  replicate 1: accuracy {one['accuracy']:.3f} +- " in printed
@@ -306,20 +308,20 @@ def test_the_command_line_classifies(measured, tmp_path, capsys):
     assert "taken for" in printed
 
 
-def _others(folder, shape=(4, 4)):
+def _other_images(folder, shape=(4, 4)):
     path = folder / "others.npy"
     np.save(path, np.random.default_rng(0).integers(0, 256, (30, *shape)).astype(np.uint8))
     return path
 
 
-def test_what_cannot_be_classified_is_refused(measured, tmp_path, capsys):
+def test_invalid_classification_requests_are_refused(measured, tmp_path, capsys):
     run = shutil.copytree(measured, tmp_path / "run")
     write_config(small.config(), tmp_path / "other" / "config.toml")
     assert main(["classify", str(tmp_path / "other")]) == 2
     assert "knows no labels: train with --conditional to classify" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"have the shape \[5, 5\], those of halves.npz \[4, 4\]"):
-        classify_run(run, against=str(_others(tmp_path, (5, 5))))
-    with np.load(_data(run)) as file:
+        classify_run(run, against=str(_other_images(tmp_path, (5, 5))))
+    with np.load(_dataset(run)) as file:
         np.savez(tmp_path / "same.npz", train=file["train"], test=file["test"])
     with pytest.raises(UserError, match="these are the run's own data; name others"):
         classify_run(run, against=str(tmp_path / "same.npz"))
@@ -329,14 +331,14 @@ def test_what_cannot_be_classified_is_refused(measured, tmp_path, capsys):
         classify_run(run, examples=51)
 
 
-def test_an_example_that_no_label_makes_possible_is_an_error():
+def test_example_impossible_under_every_label_is_an_error():
     with pytest.raises(FloatingPointError, match="example 1 is impossible under every label"):
         label_log_probabilities(np.array([[0.0, -1.0], [-np.inf, -np.inf]]), LABEL_SHARES)
 
 
 @pytest.mark.parametrize("distance", [0.0, 1.0])
-def test_the_area_and_its_error_are_those_of_gaussian_scores(distance):
-    """Of N(d, 1) against N(0, 1) the area is Phi(d / sqrt 2); the error is its deviation."""
+def test_auroc_and_its_error_match_gaussian_scores(distance):
+    """For N(d, 1) against N(0, 1) the area is Phi(d / sqrt 2); its error is the sd over repeats."""
     rng, areas, errors = np.random.default_rng(0), [], []
     for _ in range(300):
         area, error = auroc(rng.normal(distance, 1, 40), rng.normal(0, 1, 60))
@@ -344,10 +346,10 @@ def test_the_area_and_its_error_are_those_of_gaussian_scores(distance):
         errors.append(error)
     truth = norm.cdf(distance / np.sqrt(2))
     assert abs(np.mean(areas) - truth) < 4 * np.std(areas) / np.sqrt(300)
-    assert np.mean(errors) == pytest.approx(np.std(areas), rel=0.15)  # 4 % is one deviation
+    assert np.mean(errors) == pytest.approx(np.std(areas), rel=0.15)  # one standard error is 4%
 
 
-def test_ties_are_a_half():
+def test_auroc_counts_ties_as_half():
     assert auroc(np.zeros(3), np.zeros(4)) == (0.5, 0.0)
     assert auroc(np.array([1.0, 2.0]), np.array([0.0, 1.0]))[0] == (0.5 + 1 + 1 + 1) / 4
     area, error = auroc(np.array([1.0]), np.array([0.0, 2.0]))
@@ -355,7 +357,7 @@ def test_ties_are_a_half():
     assert np.isnan(error)
 
 
-def test_records_of_classifiers_make_the_table(classified, tmp_path):
+def test_labels_table_shows_classification_records(classified, tmp_path):
     run, record, _ = classified
     keep = tmp_path / "labels" / "pictures" / "now"
     shutil.copytree(run, keep, ignore=shutil.ignore_patterns("models"))
@@ -367,16 +369,16 @@ def test_records_of_classifiers_make_the_table(classified, tmp_path):
     assert "L_20 of p(x given y), nats" in lines[0]
 
 
-# --- bounds from both sides -------------------------------------------------------------------
+# --- two-sided bounds -------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", ["posterior", "prior"])
-def test_bounds_from_both_sides_enclose_the_likelihood_given_the_label(start):
-    """With one latent the truth is a sum; bounds under another label would miss it."""
-    model = far_apart(conditional_model(6, 3, size=0.3, latent=1))
+def test_two_sided_bounds_enclose_the_likelihood_given_the_label(start):
+    """With one latent the true value is a sum; bounds under another label would miss it."""
+    model = with_informative_labels(conditional_model(6, 3, size=0.3, latent=1))
     key, n = jax.random.key(2), 60
-    found = bdmc(
+    bounds = bdmc(
         model,
         key,
         n_examples=n,
@@ -388,17 +390,17 @@ def test_bounds_from_both_sides_enclose_the_likelihood_given_the_label(start):
     )
     keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3)[0])
     drawn = np.asarray(jax.vmap(lambda key: model.sample(key)[1])(keys(jax.numpy.arange(n))))
-    truth = on_a_grid(model, drawn)
-    tolerance = 4 * np.std(found.gap) / np.sqrt(n) + 1e-4
-    assert np.mean(found.lower - truth) < tolerance
-    assert np.mean(found.upper - truth) > -tolerance
+    truth = grid_log_likelihood(model, drawn)
+    tolerance = 4 * np.std(bounds.gap) / np.sqrt(n) + 1e-4
+    assert np.mean(bounds.lower - truth) < tolerance
+    assert np.mean(bounds.upper - truth) > -tolerance
     assert tolerance < 0.3
     others = np.concatenate([drawn[:, :6], np.roll(drawn[:, 6:], 1, axis=1)], axis=1)
-    assert abs(np.mean(on_a_grid(model, others) - truth)) > 5 * tolerance
+    assert abs(np.mean(grid_log_likelihood(model, others) - truth)) > 5 * tolerance
 
 
-def far_apart(model):
-    """The model with labels that say much of an example, and a wide q(z|x, y) of every example."""
+def with_informative_labels(model):
+    """The model with labels that say much about an example, and a wide q(z|x, y)."""
     tops = model.tops * np.float32([5, 1])[None, :, None]
     shifts = jax.tree.map(lambda leaf: 5 * leaf, model.shifts)
     model = eqx.tree_at(lambda m: (m.shifts, m.tops), model, (shifts, tops))
@@ -407,12 +409,12 @@ def far_apart(model):
     model = eqx.tree_at(
         lambda m: (m.vae.encoder[0].loc, m.vae.encoder[0].log_scale), model, changed
     )
-    wide = jax.numpy.full(1, 0.7)  # of the logarithm of its standard deviation
+    wide = jax.numpy.full(1, 0.7)  # the log standard deviation
     return eqx.tree_at(lambda m: m.vae.encoder[0].log_scale.bias, model, wide)
 
 
-def on_a_grid(model, drawn):
-    """log p(x|y) of examples with their labels, by a sum over the one latent, `[n]`."""
+def grid_log_likelihood(model, drawn):
+    """log p(x|y) of examples with their labels, by summing over a grid of the one latent, `[n]`."""
     z = np.linspace(-12, 12, 4001, dtype=np.float32)
     joint = jax.jit(
         jax.vmap(lambda x: jax.vmap(lambda z: model.log_joint(x, (z[None],)))(jax.numpy.asarray(z)))
@@ -421,7 +423,7 @@ def on_a_grid(model, drawn):
 
 
 @pytest.mark.slow
-def test_bounds_from_both_sides_of_a_conditional_run(measured, tmp_path):
+def test_two_sided_bounds_of_a_conditional_run(measured, tmp_path):
     run = shutil.copytree(measured, tmp_path / "run")
     short = Annealing(temperatures=20, chains=2, leapfrog=1, start="prior")
     record = bdmc_run(run, annealing=short, examples=4, k=10)

@@ -1,4 +1,4 @@
-"""Records: every number against the values behind it, and these against the library."""
+"""Records of likelihoods: numbers match the stored values, and these match the library."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def record():
 # Numbers
 
 
-def test_a_record_has_the_mean_and_standard_error_of_the_values_beside_it(record):
+def test_record_has_mean_and_standard_error_of_its_values(record):
     model = load_model(finished() / "models" / "final-0")
     values = values_of(finished(), "test-final-k5")
     assert values["k"].tolist() == [1, 5]
@@ -64,7 +64,7 @@ def test_a_record_has_the_mean_and_standard_error_of_the_values_beside_it(record
         assert record[name] == record["by_k"][-1][name]
 
 
-def test_a_record_says_all_that_its_numbers_depend_on(record):
+def test_record_states_everything_its_numbers_depend_on(record):
     data = dataset()
     assert record["dataset"] == "pictures.npz"
     assert (record["split"], record["n"], record["subset"]) == ("test", 50, None)
@@ -81,7 +81,7 @@ def test_a_record_says_all_that_its_numbers_depend_on(record):
     assert (record["weights"], record["pruned"], record["epoch"]) == ("final", False, 4)
 
 
-def test_the_record_is_kept_as_plain_json(record):
+def test_record_is_stored_as_plain_json(record):
     text = (finished() / "evaluations" / "test-final-k5.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail) == json.loads(json.dumps(record))
 
@@ -100,7 +100,7 @@ def test_active_units_are_counted_by_both_definitions(record):
 
 
 @pytest.mark.slow
-def test_each_replicate_has_a_record_of_its_own():
+def test_record_has_an_entry_per_replicate():
     run = finished(replicates=2, **PATIENT)
     record = evaluate_run(run, ks=[5], weights="best")
     values = values_of(run, "test-best-k5")["log_likelihood"]
@@ -124,7 +124,7 @@ def test_each_replicate_has_a_record_of_its_own():
 
 
 @pytest.mark.slow
-def test_final_and_best_weights_are_told_apart():
+def test_final_and_best_weights_are_measured_separately():
     run = finished(replicates=2, **PATIENT)
     final, best = (evaluate_run(run, ks=[5], weights=weights) for weights in ("final", "best"))
     assert final["log_likelihood"] != best["log_likelihood"]
@@ -134,7 +134,7 @@ def test_final_and_best_weights_are_told_apart():
     assert values_of(run, "test-final-k5")["log_likelihood"].shape == (2, 1, 50)
 
 
-def test_the_seed_decides_the_draws_and_the_batch_does_not():
+def test_draws_depend_on_the_seed_not_on_the_batch_size():
     plain, other, batched = (
         evaluate_run(finished(), ks=[5], **options)
         for options in ({}, {"seed": 1}, {"batch_size": 7})
@@ -146,7 +146,7 @@ def test_the_seed_decides_the_draws_and_the_batch_does_not():
 # Splits
 
 
-def test_training_pixels_are_drawn_once():
+def test_training_pixels_are_binarised_once():
     grey = dataset().train
     drawn, again = (split_examples(dataset(), "train") for _ in range(2))
     np.testing.assert_array_equal(drawn, again)
@@ -171,22 +171,22 @@ def test_each_split_is_measured_on_its_own_examples():
     assert records["train"]["examples_sha256"] == test_sha256(split_examples(dataset(), "train"))
 
 
-def test_a_subset_is_chosen_by_the_seed_from_all_over_the_split():
+def test_seed_determines_a_subset_from_across_the_split():
     index = {}
     for seed in (0, 0, 1):
         record = evaluate_run(finished(), ks=[5], examples=20, seed=seed)
         name = "test-final-k5-n20" + ("" if seed == 0 else "-seed1")
-        found = values_of(finished(), name)["index"]
-        assert index.setdefault(seed, found).tolist() == found.tolist()
+        chosen = values_of(finished(), name)["index"]
+        assert index.setdefault(seed, chosen).tolist() == chosen.tolist()
         assert record["subset"].items() >= {"examples": 20, "seed": seed}.items()
-        assert record["n"] == len(found) == len(set(found.tolist())) == 20
-        assert all(a < b for a, b in pairwise(found))
-        assert found.max() > 30
-        assert record["examples_sha256"] == test_sha256(dataset().test[found])
+        assert record["n"] == len(chosen) == len(set(chosen.tolist())) == 20
+        assert all(a < b for a, b in pairwise(chosen))
+        assert chosen.max() > 30
+        assert record["examples_sha256"] == test_sha256(dataset().test[chosen])
     assert index[0].tolist() != index[1].tolist()
 
 
-def test_a_number_that_does_not_exist_is_null():
+def test_undefined_numbers_are_null():
     record = evaluate_run(finished(), ks=[5], examples=1)
     assert record["stderr"] is None
     json.dumps(record, allow_nan=False)
@@ -204,7 +204,7 @@ def test_a_number_that_does_not_exist_is_null():
 
 
 def with_idle_unit(model):
-    """The model with its second unit cut off: q(z_2|x) = p(z_2), and the decoder does not look."""
+    """The model with its second unit cut off: q(z_2|x) = p(z_2), and the decoder ignores z_2."""
     places = lambda m: (  # noqa: E731
         m.encoder[0].loc.weight,
         m.encoder[0].log_scale.weight,
@@ -216,10 +216,10 @@ def with_idle_unit(model):
 
 
 @pytest.mark.slow
-def test_the_model_without_its_inactive_units_is_measured(tmp_path):
-    """One replicate loses a unit that did nothing, the other keeps both."""
-    whole = load_model(finished() / "models" / "final-0")
-    run = small.by_hand(tmp_path / "run", [with_idle_unit(whole), whole])
+def test_pruned_model_matches_the_unpruned_one(tmp_path):
+    """One replicate loses an idle unit, the other keeps both."""
+    model = load_model(finished() / "models" / "final-0")
+    run = small.by_hand(tmp_path / "run", [with_idle_unit(model), model])
     before, after = (evaluate_run(run, ks=[500], pruned=pruned) for pruned in (False, True))
     assert (before["pruned"], after["pruned"]) == (False, True)
     assert [one["active_units"] for one in before["replicates"]] == [[1], [2]]
@@ -233,27 +233,27 @@ def test_the_model_without_its_inactive_units_is_measured(tmp_path):
     noise = np.sqrt(1 / values["ess"][0, 0] + 1 / unpruned["ess"][0, 0])  # of log mean w
     assert np.abs(gaps[0] / noise).max() < 5
     assert noise.max() < 0.2
-    assert load_model(run / "models" / "final-0").latent_sizes == (2,)  # nothing is changed there
+    assert load_model(run / "models" / "final-0").latent_sizes == (2,)  # as stored
 
 
 @pytest.mark.slow
-def test_replicates_may_lose_whole_layers(tmp_path):
-    """The second layer of a model whose h_2 is never looked at."""
+def test_pruning_removes_a_whole_layer_of_one_replicate(tmp_path):
+    """The mean of q(z_2|z_1) is constant in one model, so its second layer is inactive."""
     sizes = {"latent_sizes": (2, 2), "hidden_sizes": ((5,), (3,))}
     model = VAE(16, **sizes, key=jax.random.key(0))
-    deaf = eqx.tree_at(
+    constant_mean = eqx.tree_at(
         lambda m: (m.encoder[1].loc.weight, m.encoder[1].loc.bias),
         model,
         (jnp.zeros((3, 2)), jnp.zeros(2)),
     )
-    run = small.by_hand(tmp_path / "run", [deaf, model], **sizes)
+    run = small.by_hand(tmp_path / "run", [constant_mean, model], **sizes)
     record = evaluate_run(run, ks=[5], pruned=True)
     assert [len(one["active_units"]) for one in record["replicates"]] == [1, 2]
     top = record["replicates"][1]["active_units"][1]
     assert record["active_units"][1] == top / 2 > 0
 
 
-# What is refused
+# Invalid requests
 
 
 @pytest.mark.parametrize(
@@ -270,12 +270,12 @@ def test_replicates_may_lose_whole_layers(tmp_path):
         ({"split": "tests"}, "no split 'tests'; known: train, validation, test"),
     ],
 )
-def test_impossible_wishes_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         evaluate_run(finished(), **{"ks": [5], **options})
 
 
-def test_what_a_run_does_not_have_is_refused(tmp_path):
+def test_missing_parts_of_a_run_are_refused(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         evaluate_run(tmp_path)
     with pytest.raises(UserError, match="has no best weights: nothing was held out"):
@@ -310,7 +310,7 @@ def test_other_data_of_the_same_width_are_refused(tmp_path):
         evaluate_run(tmp_path / "run", ks=[1])
 
 
-def test_a_model_that_is_not_finite_is_an_error(tmp_path):
+def test_non_finite_model_is_an_error(tmp_path):
     model = load_model(finished() / "models" / "final-0")
     broken = eqx.tree_at(lambda m: m.encoder[0].log_scale.bias, model, jnp.full(2, 1e3))
     with pytest.raises(FloatingPointError, match="example 0 is not a number"):
@@ -318,9 +318,9 @@ def test_a_model_that_is_not_finite_is_an_error(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-def test_a_record_says_whether_code_was_changed_and_not_whether_results_were(tmp_path, monkeypatch):
-    def git(*words):
-        done = subprocess.run(["git", "-C", tmp_path, *words], check=True, capture_output=True)
+def test_record_notes_uncommitted_code_but_not_uncommitted_results(tmp_path, monkeypatch):
+    def git(*arguments):
+        done = subprocess.run(["git", "-C", tmp_path, *arguments], check=True, capture_output=True)
         return done.stdout.decode().strip()
 
     module = tmp_path / "src" / "iwae" / "measure" / "records.py"
@@ -332,7 +332,7 @@ def test_a_record_says_whether_code_was_changed_and_not_whether_results_were(tmp
     monkeypatch.setattr(provenance, "__file__", str(module))
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "table.md").write_text("new")
-    asked = provenance._commit.__wrapped__  # which is otherwise asked once
-    assert asked() == {"commit": git("rev-parse", "HEAD"), "changed": False}
+    commit_facts = provenance._commit.__wrapped__  # without its cache
+    assert commit_facts() == {"commit": git("rev-parse", "HEAD"), "changed": False}
     module.write_text("a = 2")
-    assert asked()["changed"]
+    assert commit_facts()["changed"]

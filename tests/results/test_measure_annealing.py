@@ -1,4 +1,4 @@
-"""Records of annealing, of bounds from both sides and of curves; runs compared."""
+"""Records of annealing, two-sided bounds and rate-distortion curves; comparisons of runs."""
 
 import json
 import logging
@@ -38,7 +38,7 @@ def copy_of(run, folder):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of this module's own: what is in its folder changes what is said of it."""
+    """A run of this module's own, since records in its folder affect later ones."""
     return small.unmeasured(finished(), tmp_path_factory.mktemp("annealing") / "run")
 
 
@@ -50,7 +50,7 @@ def record(run):
 # Annealed importance sampling
 
 
-def test_a_record_has_the_values_of_both_lengths(run, record):
+def test_record_has_the_values_of_both_lengths(run, record):
     values = values_of(run, NAME)
     assert values["temperatures"].tolist() == [2, 20]
     assert values["log_likelihood"].shape == values["acceptance"].shape == (1, 2, 20)
@@ -69,7 +69,7 @@ def test_a_record_has_the_values_of_both_lengths(run, record):
     assert record["verdict"]["difference"] == pytest.approx(difference.mean())
 
 
-def test_the_values_are_those_of_the_library_at_the_stored_step_sizes(run, record):
+def test_values_match_the_library_at_the_stored_step_sizes(run, record):
     values = values_of(run, NAME)
     model = load_model(run / "models" / "final-0")
     data = load_dataset(small.pictures(), validation=50).test[values["index"]]
@@ -88,7 +88,7 @@ def test_the_values_are_those_of_the_library_at_the_stored_step_sizes(run, recor
     assert record["subset"] == {"examples": 20, "seed": 0}
 
 
-def test_step_sizes_are_tuned_on_training_examples_by_another_key(run, record, monkeypatch):
+def test_step_sizes_are_tuned_on_training_examples_with_another_key(run, record, monkeypatch):
     seen = {}
 
     def tune(model, examples, key, **options):  # noqa: ARG001
@@ -108,7 +108,7 @@ def test_step_sizes_are_tuned_on_training_examples_by_another_key(run, record, m
 
 
 @pytest.mark.slow
-def test_to_measure_the_training_split_the_pilot_needs_others(run, tmp_path):
+def test_pilot_for_the_training_split_uses_validation_examples(run, tmp_path):
     assert anneal_run(run, annealing=SHORT, split="train", examples=4)["pilot"]["split"] == (
         "validation"
     )
@@ -142,11 +142,11 @@ def test_given_temperatures_are_thinned_for_the_shorter_run():
     np.testing.assert_array_equal(linear, linear_schedule(7))
 
 
-# What was stopped
+# Interrupted evaluations
 
 
 def interrupt_after(slabs):
-    """A `track` that breaks off after so many slabs of the longer run."""
+    """A `track` that raises KeyboardInterrupt after this many slabs of the longer run."""
 
     def track(items, total, label):  # noqa: ARG001
         for i, item in enumerate(items):
@@ -158,8 +158,8 @@ def interrupt_after(slabs):
 
 
 @pytest.mark.slow
-def test_a_stopped_evaluation_goes_on_where_it_was(record, tmp_path, monkeypatch):
-    run, begun = small.unmeasured(finished(), tmp_path / "run"), []
+def test_stopped_evaluation_resumes_where_it_stopped(record, tmp_path, monkeypatch):
+    run, starts = small.unmeasured(finished(), tmp_path / "run"), []
     options = {"annealing": SHORT, "examples": 20, "batch_size": 2}
     with pytest.raises(KeyboardInterrupt):
         anneal_run(run, **options, track=interrupt_after(2))
@@ -167,29 +167,29 @@ def test_a_stopped_evaluation_goes_on_where_it_was(record, tmp_path, monkeypatch
     assert len(kept) == 5  # the subset, step sizes and values of two lengths
 
     def slabs(*arguments, first, **more):
-        begun.append(first)
+        starts.append(first)
         return annealed_log_likelihood_slabs(*arguments, first=first, **more)
 
     monkeypatch.setattr(ais, "annealed_log_likelihood_slabs", slabs)
     monkeypatch.setattr(ais, "tune_step_size", pytest.fail)
     again = anneal_run(run, **options)
     batch = 2 * jax.device_count()
-    assert begun == [20, 3 * batch]
+    assert starts == [20, 3 * batch]
     assert not (run / "evaluations" / "unfinished").exists()
     assert again["log_likelihood"] == pytest.approx(record["log_likelihood"], rel=1e-6)
 
 
 @pytest.mark.slow
-def test_the_numbers_of_a_stopped_evaluation_are_those_of_one_that_was_not(tmp_path):
+def test_resumed_evaluation_matches_an_uninterrupted_one(tmp_path):
     options = {"annealing": SHORT, "examples": 20, "batch_size": 2}
     first, second = (small.unmeasured(finished(), tmp_path / name / "run") for name in ("a", "b"))
     anneal_run(first, **options)
     with pytest.raises(KeyboardInterrupt):
         anneal_run(second, **options, track=interrupt_after(1))
     anneal_run(second, **options)
-    expected, found = values_of(first, NAME), values_of(second, NAME)
+    expected, result = values_of(first, NAME), values_of(second, NAME)
     for name in expected:
-        np.testing.assert_array_equal(found[name], expected[name])
+        np.testing.assert_array_equal(result[name], expected[name])
 
 
 @pytest.mark.slow
@@ -200,72 +200,74 @@ def test_the_numbers_of_a_stopped_evaluation_are_those_of_one_that_was_not(tmp_p
         (partial(information_run, k=4), "mutual information"),
     ],
 )
-def test_the_second_half_of_a_measurement_goes_on_too(measure, label, tmp_path, monkeypatch):
+def test_second_half_of_a_measurement_resumes(measure, label, tmp_path, monkeypatch):
     monkeypatch.setattr("iwae.evaluation.examples.SLAB_ROWS", 40)
     measure = partial(measure, examples=20, batch_size=2)
     one, other = (small.unmeasured(finished(), tmp_path / name / "run") for name in ("a", "b"))
     measure(one)
 
-    def interrupted(slabs, total, words):  # noqa: ARG001
+    def interrupted(slabs, total, description):  # noqa: ARG001
         for i, slab in enumerate(slabs):
-            if label in words and i == 2:
+            if label in description and i == 2:
                 raise KeyboardInterrupt
             yield slab
 
     seen = []
 
-    def counted(slabs, total, words):
+    def counted(slabs, total, description):
         slabs = list(slabs)
-        seen.append((label in words, total, [len(next(iter(slab.values()))) for slab in slabs]))
+        seen.append(
+            (label in description, total, [len(next(iter(slab.values()))) for slab in slabs])
+        )
         return slabs
 
     with pytest.raises(KeyboardInterrupt):
         measure(other, track=interrupted)
     measure(other, track=counted)
-    assert seen[0] == (False, 20, [20])  # kept whole
+    assert seen[0] == (False, 20, [20])  # all of it was kept
     assert seen[1][:2] == (True, 20)
     assert seen[1][2][0] == 3 * 2 * jax.device_count()
     assert sum(seen[1][2]) == 20
     (name,) = (path.stem for path in (one / "evaluations").glob("*.json"))
-    expected, found = values_of(one, name), values_of(other, name)
+    expected, result = values_of(one, name), values_of(other, name)
     for key in expected:
-        np.testing.assert_array_equal(found[key], expected[key])
+        np.testing.assert_array_equal(result[key], expected[key])
     assert not (other / "evaluations" / "unfinished").exists()
 
 
-def test_another_seed_or_model_does_not_go_on_from_it(tmp_path):
+def test_another_seed_or_model_does_not_resume(tmp_path):
     kept = unfinished.Unfinished(tmp_path)
     settings = {"seed": 0, "model": "a"}
     slab = {"x": np.arange(3.0)}
     assert len(list(kept.slabs(settings, lambda first: iter([slab][first:])))) == 1
     for change in ({}, {"seed": 1}, {"model": "b"}):
-        begun = []
+        starts = []
 
-        def make(first, begun=begun):
-            begun.append(first)
+        def make(first, starts=starts):
+            starts.append(first)
             return iter(())
 
         list(unfinished.Unfinished(tmp_path).slabs({**settings, **change}, make))
-        assert begun == [3 if not change else 0]
+        assert starts == [3 if not change else 0]
     kept.forget()
     assert not kept.folder.exists()
 
 
-def test_a_damaged_file_of_what_was_done_is_reported(tmp_path, caplog):
+def test_damaged_partial_results_are_reported(tmp_path, caplog):
     kept = unfinished.Unfinished(tmp_path)
     list(kept.slabs({}, lambda first: iter([{"x": np.arange(3.0)}][first:])))
     kept.used[0].write_bytes(kept.used[0].read_bytes()[:40])
-    begun = []
-    list(unfinished.Unfinished(tmp_path).slabs({}, lambda first: iter(begun.append(first) or ())))
-    assert begun == [0]
+    starts = []
+    list(unfinished.Unfinished(tmp_path).slabs({}, lambda first: iter(starts.append(first) or ())))
+    assert starts == [0]
     assert "is damaged" in caplog.text
 
 
-# From both sides
+# Two-sided bounds
 
 
 @pytest.mark.slow
-def test_bounds_from_both_sides_are_summed_up_and_used_by_the_verdict(run):
+def test_two_sided_bounds_are_summarised_and_used_by_the_verdict(run):
     both = bdmc_run(run, annealing=SHORT, examples=30, k=200)
     values = values_of(run, "simulated-final-bdmc-T20-c4-l2-sigmoid-posterior-k200-n30")
     for name in ("lower", "upper", "mixed_upper"):
@@ -276,19 +278,19 @@ def test_bounds_from_both_sides_are_summed_up_and_used_by_the_verdict(run):
     assert both["gap"] == pytest.approx(gap.mean())
     assert both["gap_stderr"] == pytest.approx(gap.std(ddof=1) / np.sqrt(30))
     assert (both["n"], both["split"], both["importance"]["k"]) == (30, "simulated", 200)
-    # Both are of the same examples: they go up and down together.
+    # Both are of the same examples, so their values correlate.
     assert np.corrcoef(values["lower"][0], values["importance_lower"][0])[0, 1] > 0.9
-    found = anneal_run(run, annealing=SHORT, examples=20)["verdict"]
+    verdict = anneal_run(run, annealing=SHORT, examples=20)["verdict"]
     mixed = values["mixed_upper"][0] - values["lower"][0]
-    assert both["mixed_gap"] == found["bdmc_gap"] == pytest.approx(mixed.mean())
+    assert both["mixed_gap"] == verdict["bdmc_gap"] == pytest.approx(mixed.mean())
     other = Annealing(temperatures=20, chains=4, leapfrog=2, schedule="linear")
     assert anneal_run(run, annealing=other, examples=20)["verdict"]["bdmc_gap"] is None
 
 
-# In order
+# Ordering
 
 
-def test_bounds_that_are_out_of_order_are_reported_loudly(tmp_path, caplog):
+def test_bounds_out_of_order_are_reported(tmp_path, caplog):
     run = small.unmeasured(finished(), tmp_path / "run")
     assert evaluate_run(run, ks=[1, 50])["ordering"] == {
         "checked": ["L_1", "L_50"],
@@ -302,7 +304,7 @@ def test_bounds_that_are_out_of_order_are_reported_loudly(tmp_path, caplog):
         ordering = anneal_run(run, annealing=SHORT, examples=20)["ordering"]
     assert ordering["checked"] == ["L_1", "L_50", "AIS_20"]
     assert len(ordering["violations"]) == 2
-    assert all("below L_" in words for words in ordering["violations"])
+    assert all("below L_" in violation for violation in ordering["violations"])
     assert caplog.text.count("NOT IN ORDER") == 2
 
 
@@ -315,12 +317,12 @@ def test_bounds_of_another_model_are_not_compared(tmp_path):
     assert anneal_run(run, annealing=SHORT, examples=20)["ordering"]["checked"] == []
 
 
-# Runs compared
+# Comparing runs
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """Two runs of the same data and one of others."""
+    """Two runs on the same data and one on other data."""
     folder = tmp_path_factory.mktemp("compared")
     runs = [
         small.unmeasured(finished(), folder / "a"),
@@ -332,7 +334,7 @@ def measured(tmp_path_factory):
     return runs
 
 
-def test_a_comparison_is_paired(measured):
+def test_comparison_is_paired(measured):
     a, b, _ = measured
     record = compare([a, b])
     first = values_of(a, "test-final-k20")["log_likelihood"][0, 1]
@@ -350,7 +352,7 @@ def test_a_comparison_is_paired(measured):
     json.dumps(record, allow_nan=False)
 
 
-def test_a_subset_is_compared_where_it_overlaps(measured, tmp_path):
+def test_subset_is_compared_on_shared_examples(measured, tmp_path):
     a, b, _ = measured
     part = copy_of(a, tmp_path)
     for path in (part / "evaluations").iterdir():
@@ -358,13 +360,13 @@ def test_a_subset_is_compared_where_it_overlaps(measured, tmp_path):
     evaluate_run(part, ks=[20], examples=30)
     record = compare([b, part])
     index = values_of(part, "test-final-k20-n30")["index"]
-    whole = values_of(b, "test-final-k20")["log_likelihood"][:, 1].mean(axis=0)[index]
+    full = values_of(b, "test-final-k20")["log_likelihood"][:, 1].mean(axis=0)[index]
     mine = values_of(part, "test-final-k20-n30")["log_likelihood"][0, 0]
     assert record["n"] == 30
-    assert record["runs"][1]["difference"] == pytest.approx((mine - whole).mean())
+    assert record["runs"][1]["difference"] == pytest.approx((mine - full).mean())
 
 
-def test_what_cannot_be_compared_is_refused(measured, tmp_path):
+def test_incomparable_runs_are_refused(measured, tmp_path):
     a, b, c = measured
     with pytest.raises(UserError, match="different test sets"):
         compare([a, c])
@@ -382,7 +384,7 @@ def test_what_cannot_be_compared_is_refused(measured, tmp_path):
         compare([a, tmp_path])
 
 
-def test_the_best_weights_are_compared_with_the_final_ones_of_the_same_run(tmp_path):
+def test_best_and_final_weights_of_a_run_are_compared(tmp_path):
     run = small.unmeasured(finished(replicates=2, **PATIENT), tmp_path / "run")
     each = [evaluate_run(run, ks=[20], weights=weights) for weights in ("final", "best")]
     record = compare([run], weights="both")
@@ -397,7 +399,7 @@ def test_the_best_weights_are_compared_with_the_final_ones_of_the_same_run(tmp_p
 
 
 @pytest.mark.slow
-def test_splits_and_annealing_must_be_the_same_too(measured, tmp_path):
+def test_comparison_needs_the_same_splits_and_annealing(measured, tmp_path):
     a, b, _ = measured
     runs = [copy_of(one, tmp_path / name) for one, name in ((a, "a"), (b, "b"))]
     for run, chosen in zip(runs, (SHORT, Annealing(20, 4, 3)), strict=True):
@@ -416,7 +418,7 @@ def test_splits_and_annealing_must_be_the_same_too(measured, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"method": 3}', "null"])
-def test_what_is_no_record_is_left_out_and_said_so(measured, tmp_path, caplog, content):
+def test_invalid_records_are_skipped_with_a_warning(measured, tmp_path, caplog, content):
     run = copy_of(measured[0], tmp_path)
     (run / "evaluations" / "notes.json").write_text(content)
     assert compare([run, measured[1]])["n"] == 50
@@ -431,7 +433,7 @@ def test_what_is_no_record_is_left_out_and_said_so(measured, tmp_path, caplog, c
 
 
 @pytest.mark.slow
-def test_a_curve_is_that_of_the_library_and_ends_at_the_likelihood(run):
+def test_rate_distortion_curve_passes_through_the_likelihood(run):
     record = rate_distortion_run(run, temperatures=60, chains=8, leapfrog=3, examples=20)
     values = values_of(run, "test-final-T60-c8-l3-n20-rate-distortion")
     betas = values["betas"]
@@ -448,7 +450,7 @@ def test_a_curve_is_that_of_the_library_and_ends_at_the_likelihood(run):
     assert distortion[0] > distortion[one] > distortion[-1]
 
 
-# What is refused
+# Invalid requests
 
 
 @pytest.mark.parametrize(
@@ -463,12 +465,12 @@ def test_a_curve_is_that_of_the_library_and_ends_at_the_likelihood(run):
         ({"schedule": (0.0, *[0.5] * 20, 1.0), "temperatures": 22}, "must increase"),
     ],
 )
-def test_impossible_annealing_is_refused(run, change, message):
+def test_invalid_annealing_settings_are_refused(run, change, message):
     with pytest.raises(UserError, match=message):
         anneal_run(run, annealing=Annealing(**change))
 
 
-def test_impossible_wishes_are_refused(run):
+def test_invalid_options_are_refused(run):
     with pytest.raises(UserError, match="tolerance is 0"):
         anneal_run(run, annealing=SHORT, tolerance=0.0)
     with pytest.raises(UserError, match="examples is 0"):

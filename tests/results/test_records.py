@@ -1,4 +1,4 @@
-"""Records: the typed one, every committed one, damaged ones, packed ones, and the long table."""
+"""Records: parsing, committed records, damage, packing and the long table."""
 
 import json
 from pathlib import Path
@@ -42,8 +42,8 @@ SAMPLED = {
 }
 
 
-def written(run, name="a", **changes):
-    """A small record and its values, as a measurement writes them."""
+def write_record(run, name="a", **changes):
+    """Write a small record and its values, as a measurement does."""
     path = run / "evaluations" / f"{name}.json"
     run.mkdir(parents=True, exist_ok=True)
     values = np.arange(8.0).reshape(1, 2, 4) - 9
@@ -52,17 +52,17 @@ def written(run, name="a", **changes):
     return path
 
 
-# every committed record
+# committed records
 
 
-def committed():
+def committed_folders():
     folders = {path.parent for path in RESULTS.rglob(RECORDS)}
     return sorted(folder for folder in folders if folder.name == "evaluations")
 
 
-def test_every_committed_record_is_read_and_would_be_written_again_as_it_is():
+def test_committed_records_survive_a_round_trip():
     methods = set()
-    for folder in committed():
+    for folder in committed_folders():
         for path, document in read_documents(folder).items():
             record = parse(document)
             again = record.document()
@@ -70,15 +70,15 @@ def test_every_committed_record_is_read_and_would_be_written_again_as_it_is():
             old = {name: value for name, value in document.items() if name != "version"}
             assert record.method == Method.GRADIENTS or again == old, path
             assert not _unknown(record), path
-            words = gradients_description if record.method == Method.GRADIENTS else describe
-            assert words(record)
+            description = gradients_description if record.method == Method.GRADIENTS else describe
+            assert description(record)
             assert parse(record.document()) == record
             methods.add(record.method)
     assert methods == set(Method)
 
 
 def _unknown(fields):
-    """Names of fields that no class declares; replicates repeat what the record says."""
+    """Names of fields that no class declares, except those that replicates repeat."""
     found = set(fields.model_extra or {}) - {"dataset", "split", "n", "test_sha256"}
     for value in fields.__dict__.values():
         for one in value if isinstance(value, tuple) else (value,):
@@ -86,8 +86,8 @@ def _unknown(fields):
     return found - {"parameters", "difference", "stderr"}
 
 
-def test_committed_records_are_packed_and_are_what_was_packed():
-    loose = [path for folder in committed() for path in folder.glob("*.json")]
+def test_committed_records_are_packed_and_intact():
+    loose = [path for folder in committed_folders() for path in folder.glob("*.json")]
     assert not loose, "python docs/tools/pack.py"
     packed = sorted(path.parent for path in RESULTS.rglob(RECORDS))
     assert sum(map(check_packed_records, packed)) >= 223
@@ -97,7 +97,7 @@ def test_committed_records_are_packed_and_are_what_was_packed():
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"by_k": [{"k": 1, "log_likelihood": -8.0}]}, "no by_k.0.stderr"),
         ({"by_k": [{"k": 1, "stderr": 0.5}]}, "no by_k.0.log_likelihood"),
@@ -110,9 +110,9 @@ def test_committed_records_are_packed_and_are_what_was_packed():
         ({"rows": 3}, "not iterable|rows"),
     ],
 )
-def test_a_record_with_a_mistake_is_named_with_the_field(tmp_path, caplog, changes, words):
-    path = written(tmp_path, **changes)
-    with pytest.raises(UserError, match=words) as error:
+def test_invalid_record_is_reported_with_its_field(tmp_path, caplog, changes, message):
+    path = write_record(tmp_path, **changes)
+    with pytest.raises(UserError, match=message) as error:
         parse(json.loads(path.read_text()))
     assert "\n" not in str(error.value)
     assert list(read_records(tmp_path)) == []
@@ -121,34 +121,34 @@ def test_a_record_with_a_mistake_is_named_with_the_field(tmp_path, caplog, chang
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLED.keys() - {"replicate"}))
-def test_each_required_field_is_missed(name):
+def test_missing_required_field_is_refused(name):
     with pytest.raises(UserError, match=f"no {name}" if name != "method" else "method"):
         parse({key: value for key, value in SAMPLED.items() if key != name})
 
 
-def test_values_damaged_anywhere_are_right_or_reported(tmp_path):
-    """Eight bytes of 0xff at every place of a small file; zlib, zip and NumPy each have errors."""
-    path = written(tmp_path)
+def test_damaged_values_are_reported_or_unaffected(tmp_path):
+    """Eight bytes of 0xff at every position of a small file; zlib, zip and NumPy raise errors."""
+    path = write_record(tmp_path)
     values = path.with_suffix(".npz")
     good, content = read_record_arrays(path), values.read_bytes()
     reported = 0
-    for place in range(len(content)):
-        values.write_bytes(content[:place] + b"\xff" * 8 + content[place + 8 :])
-        told = []
-        arrays = read_record_arrays(path, told.append)
+    for position in range(len(content)):
+        values.write_bytes(content[:position] + b"\xff" * 8 + content[position + 8 :])
+        messages = []
+        arrays = read_record_arrays(path, messages.append)
         if arrays is None:
             reported += 1
-            assert f"{values} cannot be read" in told[0]
-            assert "\n" not in told[0]
-        elif arrays.keys() == good.keys():  # in a date or another field that nobody reads
+            assert f"{values} cannot be read" in messages[0]
+            assert "\n" not in messages[0]
+        elif arrays.keys() == good.keys():  # the damage is in a field that is not read
             assert all(np.array_equal(arrays[name], good[name]) for name in good)
         else:
             assert read_bounds(tmp_path, split="test", weights="final", pruned=False) == []
     assert reported > len(content) / 2
 
 
-def test_packed_values_without_those_of_a_record_are_reported(tmp_path, caplog):
-    folder = written(tmp_path).parent
+def test_values_missing_from_a_pack_are_reported(tmp_path, caplog):
+    folder = write_record(tmp_path).parent
     pack(folder)
     np.savez(folder / VALUES, **{"b/index": np.arange(4)})
     assert read_bounds(tmp_path, split="test", weights="final", pruned=False) == []
@@ -158,8 +158,8 @@ def test_packed_values_without_those_of_a_record_are_reported(tmp_path, caplog):
 # packing
 
 
-def test_a_packed_run_is_read_as_before_and_unpacks_to_the_same_bytes(tmp_path):
-    first, second = written(tmp_path), written(tmp_path, "b", n=4, seed=1)
+def test_packing_keeps_records_and_unpacks_to_the_same_bytes(tmp_path):
+    first, second = write_record(tmp_path), write_record(tmp_path, "b", n=4, seed=1)
     texts = [path.read_text() for path in (first, second)]
     before = read_bounds(tmp_path, split="test", weights="final", pruned=False)
     folder = first.parent
@@ -176,11 +176,11 @@ def test_a_packed_run_is_read_as_before_and_unpacks_to_the_same_bytes(tmp_path):
     assert not (folder / RECORDS).exists()
 
 
-def test_a_new_measurement_replaces_the_packed_one_of_its_name(tmp_path):
-    path = written(tmp_path)
-    written(tmp_path, "b")
+def test_new_measurement_replaces_the_packed_one(tmp_path):
+    path = write_record(tmp_path)
+    write_record(tmp_path, "b")
     pack(path.parent)
-    written(tmp_path, seed=7)
+    write_record(tmp_path, seed=7)
     assert [record.seed for _, record in read_records(tmp_path)] == [7, 0]
     pack(path.parent)
     assert [record.seed for _, record in read_records(tmp_path)] == [7, 0]
@@ -188,11 +188,11 @@ def test_a_new_measurement_replaces_the_packed_one_of_its_name(tmp_path):
 
 
 @pytest.mark.parametrize("writes", [0, 1])
-def test_a_kill_while_packing_loses_nothing(tmp_path, monkeypatch, writes):
-    path = written(tmp_path)
+def test_kill_while_packing_loses_nothing(tmp_path, monkeypatch, writes):
+    path = write_record(tmp_path)
     pack(path.parent)
-    written(tmp_path, seed=7)
-    written(tmp_path, "b")
+    write_record(tmp_path, seed=7)
+    write_record(tmp_path, "b")
     original, done = record_files.atomic_write, []
 
     def killed(file):
@@ -209,14 +209,14 @@ def test_a_kill_while_packing_loses_nothing(tmp_path, monkeypatch, writes):
     assert len(read_bounds(tmp_path, split="test", weights="final", pruned=False)) == 4
 
 
-def test_what_was_measured_while_packing_stays(tmp_path, monkeypatch):
-    path = written(tmp_path)
+def test_measurement_made_while_packing_is_kept(tmp_path, monkeypatch):
+    path = write_record(tmp_path)
     original = record_files.atomic_write
 
     def slow(file):
         if file.name == RECORDS:
             monkeypatch.undo()
-            written(tmp_path, seed=7)
+            write_record(tmp_path, seed=7)
         return original(file)
 
     monkeypatch.setattr(record_files, "atomic_write", slow)
@@ -224,8 +224,8 @@ def test_what_was_measured_while_packing_stays(tmp_path, monkeypatch):
     assert [record.seed for _, record in read_records(tmp_path)] == [7]
 
 
-def test_a_changed_pack_is_noticed(tmp_path):
-    folder = written(tmp_path).parent
+def test_changed_pack_is_detected(tmp_path):
+    folder = write_record(tmp_path).parent
     pack(folder)
     lines = folder / RECORDS
     lines.write_text(lines.read_text().replace('"n": 4', '"n": 5'))
@@ -243,22 +243,22 @@ def test_a_changed_pack_is_noticed(tmp_path):
 # the long table
 
 
-def test_the_long_table_has_a_row_for_each_model_budget_and_mean(tmp_path):
+def test_long_table_has_a_row_per_model_budget_and_mean(tmp_path):
     part = {"by_k": SAMPLED["by_k"], "active_units": [2]}
     each = [{**part, "replicate": r, "model_sha256": "ab"[r]} for r in (0, 1)]
-    rows = [{**row, "between_replicates_sd": 0.25} for row in SAMPLED["by_k"]]
-    written(tmp_path / "two", by_k=rows, replicates=each)
-    written(tmp_path / ".half" / "made")
-    found = list(results([tmp_path]))
-    assert [(one.replicate, one.quantity, one.budget) for one in found] == [
+    by_k = [{**row, "between_replicates_sd": 0.25} for row in SAMPLED["by_k"]]
+    write_record(tmp_path / "two", by_k=by_k, replicates=each)
+    write_record(tmp_path / ".half" / "made")
+    rows = list(results([tmp_path]))
+    assert [(one.replicate, one.quantity, one.budget) for one in rows] == [
         (replicate, f"L_{k}", k) for replicate in (None, 0, 1) for k in (1, 50)
     ]
-    assert [one.between_replicates_sd for one in found] == [0.25, 0.25, None, None, None, None]
-    assert [one.model_sha256 for one in found[2:]] == ["a", "a", "b", "b"]
-    assert {(one.mean, one.stderr, one.n) for one in found} == {(-9.0, 0.5, 4), (-8.02, 0.5, 4)}
+    assert [one.between_replicates_sd for one in rows] == [0.25, 0.25, None, None, None, None]
+    assert [one.model_sha256 for one in rows[2:]] == ["a", "a", "b", "b"]
+    assert {(one.mean, one.stderr, one.n) for one in rows} == {(-9.0, 0.5, 4), (-8.02, 0.5, 4)}
 
 
-def test_the_long_table_of_the_results_has_every_method():
+def test_long_table_of_the_results_has_every_method():
     frame = results_frame(RESULTS / "camel", RESULTS / "labels", RESULTS / "table1")
     assert list(frame.columns) == list(Result._fields)
     assert set(frame["method"]) == {method.value for method in Method}
@@ -268,8 +268,8 @@ def test_the_long_table_of_the_results_has_every_method():
     assert row[row["replicate"].isna()]["mean"].iloc[0] == pytest.approx(means.mean(), abs=1e-12)
 
 
-def test_a_long_table_is_written_whole_or_refused(tmp_path):
-    written(tmp_path / "run")
+def test_long_table_is_written_as_csv_or_refused(tmp_path):
+    write_record(tmp_path / "run")
     write_results_csv([tmp_path], tmp_path / "table.csv")
     head, *rows = (tmp_path / "table.csv").read_text().splitlines()
     assert head.split(",") == list(Result._fields)
@@ -280,7 +280,7 @@ def test_a_long_table_is_written_whole_or_refused(tmp_path):
         list(results([tmp_path / "none"]))
 
 
-def test_one_formatter_of_a_mean_and_its_error():
+def test_plus_minus_formats_a_mean_and_its_error():
     assert plus_minus(None, 1.0) == "not finite"
     assert plus_minus(-1.25, None, 2) == "-1.25"
     assert plus_minus(1.0, 0.5, 1, sign="+") == "+1.0 ± 0.5"

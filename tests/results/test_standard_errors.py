@@ -1,4 +1,4 @@
-"""The errors of a likelihood: of draws of pixels, of subsets and of particles, and their words."""
+"""Errors of a likelihood: of pixel draws, subsets and particles, and how they are described."""
 
 import json
 import re
@@ -38,10 +38,10 @@ from iwae.runs.model_files import load_model
 from iwae.wording import count_in_words
 from small import finished
 
-# Draws of pixels
+# Pixel draws
 
 
-def test_a_draw_is_that_of_its_binarisation_seed():
+def test_binarisation_seed_determines_the_draw():
     data = load_dataset(small.pictures(), validation=50, binarization_seed=3)
     assert redraw_binarisation(data, 0) is data
     other = load_dataset(small.pictures(), validation=50, binarization_seed=5)
@@ -62,7 +62,7 @@ def test_a_draw_is_that_of_its_binarisation_seed():
         ({"observation": "gaussian"}, "its values are measured as they are stored"),
     ],
 )
-def test_a_test_set_without_other_draws_says_why(options, reason):
+def test_redrawing_a_fixed_test_set_is_refused_with_the_reason(options, reason):
     data = load_dataset(small.pictures(), **options)
     with pytest.raises(UserError, match=f"pictures.npz has no other draws: {reason}"):
         redraw_binarisation(data, 0)
@@ -74,7 +74,7 @@ def drawn(tmp_path_factory):
     return run, evaluate_run(run, ks=[1, 5], binarizations=3)
 
 
-def test_the_mean_over_draws_stands_beside_the_usual_draw(drawn):
+def test_record_has_the_mean_over_draws_beside_the_default_draw(drawn):
     run, record = drawn
     usual = evaluate_run(finished(), ks=[1, 5])
     values = read_record_arrays(run / "evaluations" / "test-final-k5-draws3.json")
@@ -97,17 +97,17 @@ def test_the_mean_over_draws_stands_beside_the_usual_draw(drawn):
     assert record["binarizations"] == record["by_k"][-1]["binarizations"]
 
 
-def test_the_error_of_draws_is_the_deviation_between_repeats():
-    """2,000 repeats of 4 draws of 30 examples that differ far more than their draws do."""
+def test_draw_error_matches_the_spread_of_repeats():
+    """2,000 repeats of 4 draws of 30 examples, which differ far more than their draws."""
     rng = np.random.default_rng(0)
     examples, noise = rng.normal(-90, 20, 30), np.linspace(0.5, 3, 30)
     repeats = examples + noise * rng.normal(size=(2000, 4, 30))
-    told = [summarise_draws(one) for one in repeats]
-    assert np.std([one["log_likelihood"] for one in told]) == pytest.approx(
-        np.sqrt(np.mean([one["draws_error"] ** 2 for one in told])), rel=0.06
+    summaries = [summarise_draws(one) for one in repeats]
+    assert np.std([one["log_likelihood"] for one in summaries]) == pytest.approx(
+        np.sqrt(np.mean([one["draws_error"] ** 2 for one in summaries])), rel=0.06
     )
     assert np.std(repeats[:, 0].mean(axis=1)) == pytest.approx(
-        np.sqrt(np.mean([one["one_draw_error"] ** 2 for one in told])), rel=0.06
+        np.sqrt(np.mean([one["one_draw_error"] ** 2 for one in summaries])), rel=0.06
     )
     impossible = np.where(np.arange(30) == 7, -np.inf, repeats[0])
     assert summarise_draws(impossible)["log_likelihood"] is None
@@ -133,12 +133,12 @@ def test_replicates_share_the_draws(tmp_path):
         ({"binarizations": 2, "split": "train"}, "draws of the test split, not of train"),
     ],
 )
-def test_draws_that_cannot_be_are_refused(options, message):
+def test_invalid_draws_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         evaluate_run(finished(), ks=[1], **options)
 
 
-def test_each_draw_has_particles_of_its_own():
+def test_each_draw_has_its_own_particles():
     keys = {jax.random.key_data(importance_key(0, draw)).tobytes() for draw in range(4)}
     assert len(keys) == 4
     assert jax.random.key_data(importance_key(5, 0)).tolist() == [0, 5]
@@ -149,7 +149,7 @@ def test_each_draw_has_particles_of_its_own():
 # Subsets
 
 
-def test_a_subset_is_extrapolated_by_its_difference():
+def test_subset_is_extrapolated_by_the_difference_estimator():
     control = np.array([-90.0, -80.0, -70.0, -100.0])
     places = np.array([1, 2])
     found = difference_estimate(control[places] + [1.0, 3.0], control, places, "L_5")
@@ -162,8 +162,8 @@ def test_a_subset_is_extrapolated_by_its_difference():
     assert difference_estimate(control[places], impossible, places, "L_5").stderr is None
 
 
-def test_the_error_of_a_subset_is_its_deviation_around_the_whole():
-    """Subsets of half of 200 examples, whose means are off by 20 times the error."""
+def test_subset_error_matches_the_spread_around_the_full_mean():
+    """Subsets of half of 200 examples, whose plain means are off by 20 times the error."""
     rng = np.random.default_rng(0)
     control = rng.normal(-90, 25, 200)
     bound = control + rng.gamma(2, 0.4, 200)
@@ -176,7 +176,7 @@ def test_the_error_of_a_subset_is_its_deviation_around_the_whole():
     assert abs(np.mean(off)) < 0.13
 
 
-def test_a_stratified_subset_has_its_share_of_each_tenth():
+def test_stratified_subset_samples_each_tenth_equally():
     rng = np.random.default_rng(0)
     values = rng.normal(-90, 25, 1000)
     places = stratified_subset(values, 100, 0)
@@ -185,18 +185,18 @@ def test_a_stratified_subset_has_its_share_of_each_tenth():
     assert sorted(set(places.tolist())) == places.tolist()
     other = stratified_subset(values + rng.normal(0, 1, 1000), 100, 0)  # another, similar model
     assert np.isin(places, other).mean() > 0.9
-    assert np.isin(places, choose(1000, 100)).mean() > 0.7  # compares with plain subsets too
+    assert np.isin(places, choose(1000, 100)).mean() > 0.7  # overlaps with plain subsets too
     assert stratified_subset(values, 100, 1).tolist() != places.tolist()
     assert stratified_subset(values, 1000, 0).tolist() == list(range(1000))
-    # Every example is as likely where the tenths cannot have equal shares.
+    # Every example is equally likely where the tenths cannot have equal shares.
     counts = np.zeros(60)
     for seed in range(2000):
         counts[stratified_subset(values[:60], 15, seed)] += 1
     assert np.abs(counts / 500 - 1).max() < 0.2  # 5 standard errors
 
 
-def record_of(run, name, by_k, subset=None, **more):
-    """A record of 100 examples, or of some, by hand; its bounds are lists by k."""
+def write_record(run, name, by_k, subset=None, **more):
+    """Write a record of 100 examples, or of a subset; `by_k` has the bounds of all by k."""
     index = np.arange(100) if subset is None else subset
     values = np.stack([np.asarray(bound)[index] for bound in by_k.values()])[None]
     more = {"ess_mean": 2.0, **more}
@@ -238,8 +238,8 @@ DRAWS = {
 }
 
 
-def test_a_bound_of_a_subset_is_quoted_for_all_examples_where_they_were_measured(tmp_path):
-    path = record_of(tmp_path, "some", {500: HIGH}, SOME)
+def test_subset_bound_is_extrapolated_once_all_examples_are_measured(tmp_path):
+    path = write_record(tmp_path, "some", {500: HIGH}, SOME)
     (_, alone), *_ = read_extrapolated_records(tmp_path)
     (estimate,) = read_estimates(alone)
     assert alone.by_k[0].whole is None
@@ -248,7 +248,7 @@ def test_a_bound_of_a_subset_is_quoted_for_all_examples_where_they_were_measured
     assert "L_500 = " in describe(alone)
     assert "(a random subset)" in describe(alone)
 
-    record_of(tmp_path, "all", {50: LOW})
+    write_record(tmp_path, "all", {50: LOW})
     found = dict(read_extrapolated_records(tmp_path))[path]
     (estimate,) = read_estimates(found)
     expected = LOW.mean() + (HIGH - LOW)[SOME].mean()
@@ -267,8 +267,8 @@ def test_a_bound_of_a_subset_is_quoted_for_all_examples_where_they_were_measured
 SETTINGS = {"temperatures": 20, "chains": 4, "leapfrog": 2, "schedule": "sigmoid"}
 
 
-def sides_of(run, name, lower, subset=None, **more):
-    """A record of bounds from both sides by hand, whose upper side is 1 nat above the lower."""
+def write_two_sided_record(run, name, lower, subset=None, **more):
+    """Write a record of two-sided bounds whose upper side is 1 nat above the lower."""
     index = np.arange(len(lower)) if subset is None else subset
     mean, error = float(lower[index].mean()), 0.1
     sides = {"lower": mean, "upper": mean + 1, "gap": 1.0}
@@ -298,19 +298,19 @@ def sides_of(run, name, lower, subset=None, **more):
     return path
 
 
-def test_both_sides_are_quoted_for_all_examples_and_beside_simulated_ones(tmp_path):
-    path = sides_of(tmp_path, "sandwich", HIGH, SOME)
+def test_two_sided_bounds_are_extrapolated_and_paired_with_simulated_ones(tmp_path):
+    path = write_two_sided_record(tmp_path, "sandwich", HIGH, SOME)
     alone = dict(read_extrapolated_records(tmp_path))[path]
     assert alone.lower_whole is None
     assert "all examples" not in describe(alone)
     assert "simulated examples: not measured with these settings" in describe(alone)
 
-    # What is measured later counts as well.
-    record_of(tmp_path, "all", {50: LOW})
+    # Later records count as well.
+    write_record(tmp_path, "all", {50: LOW})
     simulated = {"method": "bidirectional Monte Carlo", "split": "simulated"}
-    sides_of(tmp_path, "simulated", LOW, **simulated)
+    write_two_sided_record(tmp_path, "simulated", LOW, **simulated)
     other = {**SETTINGS, "chains": 5}
-    sides_of(tmp_path, "other", np.append(HIGH, HIGH), **simulated, annealing=other)
+    write_two_sided_record(tmp_path, "other", np.append(HIGH, HIGH), **simulated, annealing=other)
     found = dict(read_extrapolated_records(tmp_path))[path]
     expected = LOW.mean() + (HIGH - LOW)[SOME].mean()
     for part in (found, found.importance):
@@ -319,13 +319,13 @@ def test_both_sides_are_quoted_for_all_examples_and_beside_simulated_ones(tmp_pa
         assert part.upper_whole.n == 100
     assert (found.simulated.n, found.simulated.lower) == (100, pytest.approx(LOW.mean()))
     assert found.simulated.importance.k == 50
-    words = describe(found)
-    assert re.search(rf"annealing, all examples: +between {expected:.3f} \+- ", words)
-    assert "by L_50 of all 100" in words
-    assert "not measured" not in words
+    description = describe(found)
+    assert re.search(rf"annealing, all examples: +between {expected:.3f} \+- ", description)
+    assert "by L_50 of all 100" in description
+    assert "not measured" not in description
 
 
-def test_bits_are_those_of_all_examples_too():
+def test_quoted_bits_are_extrapolated_to_all_examples():
     whole = Whole(n=50, by="L_5", log_likelihood=-90.0, stderr=1.0, subset_error=0.1)
     bits = {"bits_per_dimension": 1.0, "bits_per_dimension_stderr": 0.02}
     row = SampledRow(k=5, log_likelihood=-100.0, stderr=2.0, **bits)
@@ -336,15 +336,15 @@ def test_bits_are_those_of_all_examples_too():
     assert carried.quoted_bits == pytest.approx((0.9, 0.01))
 
 
-def test_the_draws_of_another_bound_are_extrapolated(tmp_path):
+def test_draws_of_another_bound_are_extrapolated(tmp_path):
     all_, some = (
-        record_of(tmp_path, "all", {500: HIGH}),
-        record_of(tmp_path, "some", {500: HIGH}, SOME),
+        write_record(tmp_path, "all", {500: HIGH}),
+        write_record(tmp_path, "some", {500: HIGH}, SOME),
     )
     assert "pixel draw error not measured" in describe(
         dict(read_extrapolated_records(tmp_path))[all_]
     )
-    own = record_of(tmp_path, "drawn", {50: LOW}, binarizations=DRAWS, monte_carlo_error=0.04)
+    own = write_record(tmp_path, "drawn", {50: LOW}, binarizations=DRAWS, monte_carlo_error=0.04)
     found = dict(read_extrapolated_records(tmp_path))
     assert found[own].by_k[0].binarizations.by is None
     carried = found[all_].by_k[0].binarizations
@@ -352,121 +352,121 @@ def test_the_draws_of_another_bound_are_extrapolated(tmp_path):
     assert carried.log_likelihood == pytest.approx(HIGH.mean() - 0.5)
     assert carried.draws_error == pytest.approx(0.05)  # 3, 4, 5
     assert carried.one_draw_error == 0.08
-    spread = HIGH.std() / LOW.std()  # L_500 varies as much more over draws as over the usual one
+    spread = HIGH.std() / LOW.std()  # L_500 varies more by the same factor over all draws
     assert carried.stderr == pytest.approx(2.0 * spread)
     assert "of one draw 0.080 (draws of L_50)" in describe(found[all_])
     whole = found[some].by_k[0]
     assert whole.binarizations.log_likelihood == pytest.approx(whole.whole.log_likelihood - 0.5)
 
 
-def test_draws_of_a_bound_of_unknown_error_are_of_unknown_error(tmp_path):
-    all_ = record_of(tmp_path, "all", {500: HIGH})
-    record_of(tmp_path, "drawn", {1: LOW}, binarizations=DRAWS, monte_carlo_error=None)
-    words = describe(dict(read_extrapolated_records(tmp_path))[all_])
-    assert "error of the draws unknown, of one draw 0.080 (draws of L_1)" in words
+def test_draws_of_a_bound_with_unknown_error_have_unknown_error(tmp_path):
+    all_ = write_record(tmp_path, "all", {500: HIGH})
+    write_record(tmp_path, "drawn", {1: LOW}, binarizations=DRAWS, monte_carlo_error=None)
+    description = describe(dict(read_extrapolated_records(tmp_path))[all_])
+    assert "error of the draws unknown, of one draw 0.080 (draws of L_1)" in description
 
 
-def test_draws_of_a_subset_are_named_as_its_own(tmp_path):
-    record_of(tmp_path, "all", {500: HIGH})
-    some = record_of(tmp_path, "some", {50: LOW}, SOME, binarizations=DRAWS)
+def test_draws_of_a_subset_are_described_as_such(tmp_path):
+    write_record(tmp_path, "all", {500: HIGH})
+    some = write_record(tmp_path, "some", {50: LOW}, SOME, binarizations=DRAWS)
     assert "draws of the pixels of the subset" in describe(
         dict(read_extrapolated_records(tmp_path))[some]
     )
 
 
 def test_one_example_is_not_extrapolated_to_all(tmp_path):
-    record_of(tmp_path, "all", {50: LOW}, binarizations=DRAWS, monte_carlo_error=0.04)
-    one = record_of(tmp_path, "one", {500: HIGH}, SOME[:1])
+    write_record(tmp_path, "all", {50: LOW}, binarizations=DRAWS, monte_carlo_error=0.04)
+    one = write_record(tmp_path, "one", {500: HIGH}, SOME[:1])
     (row,) = dict(read_extrapolated_records(tmp_path))[one].by_k
     assert (row.whole, row.binarizations) == (None, None)
 
 
-def test_the_bound_that_leaves_the_smallest_error_carries_a_subset_over(tmp_path):
-    """L_1 of the same samples leaves none; one of others more than a tight bound does."""
+def test_subset_is_extrapolated_by_the_bound_with_the_smallest_error(tmp_path):
+    """L_1 of the same samples leaves no error; L_1 of others leaves more than a tight bound."""
     noisy = LOW - np.random.default_rng(5).gamma(2, 3, 100)
-    record_of(tmp_path, "all", {1: noisy, 50: LOW})
-    path = record_of(tmp_path, "some", {1: noisy, 500: HIGH}, SOME)
+    write_record(tmp_path, "all", {1: noisy, 50: LOW})
+    path = write_record(tmp_path, "some", {1: noisy, 500: HIGH}, SOME)
     rows = dict(read_extrapolated_records(tmp_path))[path].by_k
     assert [row.whole.by for row in rows] == ["L_1", "L_50"]
     assert rows[0].whole.subset_error == 0
     assert rows[0].whole.log_likelihood == pytest.approx(noisy.mean())
     other = LOW - np.random.default_rng(6).gamma(2, 1, 100)
-    path = record_of(tmp_path, "some", {1: other, 500: HIGH}, SOME)
+    path = write_record(tmp_path, "some", {1: other, 500: HIGH}, SOME)
     rows = dict(read_extrapolated_records(tmp_path))[path].by_k
     assert [row.whole.by for row in rows] == ["L_50", "L_50"]
 
 
-def shortened(values):
+def with_fewer_values(values):
     return {**values, "log_likelihood": values["log_likelihood"][..., :-1]}
 
 
-def elsewhere(values):
+def with_shifted_index(values):
     return {**values, "index": values["index"] - 50}
 
 
-def of_other_k(values):
+def with_another_k(values):
     return {**values, "k": np.append(values["k"], 7)}
 
 
-@pytest.mark.parametrize("damage", [shortened, elsewhere])
-def test_values_of_other_examples_are_not_extrapolated(tmp_path, damage, caplog):
-    record_of(tmp_path, "all", {50: LOW})
-    path = record_of(tmp_path, "some", {500: HIGH}, SOME)
+@pytest.mark.parametrize("damage", [with_fewer_values, with_shifted_index])
+def test_mismatched_values_are_not_extrapolated(tmp_path, damage, caplog):
+    write_record(tmp_path, "all", {50: LOW})
+    path = write_record(tmp_path, "some", {500: HIGH}, SOME)
     with np.load(path.with_suffix(".npz")) as values:
         np.savez(path.with_suffix(".npz"), **damage(dict(values)))
     assert dict(read_extrapolated_records(tmp_path))[path].by_k[0].whole is None
     assert "some.json is no record of its values: it is omitted" in caplog.text
 
 
-def test_values_of_other_budgets_are_no_bounds(tmp_path, caplog):
-    path = record_of(tmp_path, "all", {50: LOW})
+def test_values_with_mismatched_budgets_are_skipped(tmp_path, caplog):
+    path = write_record(tmp_path, "all", {50: LOW})
     with np.load(path.with_suffix(".npz")) as values:
-        np.savez(path.with_suffix(".npz"), **of_other_k(dict(values)))
+        np.savez(path.with_suffix(".npz"), **with_another_k(dict(values)))
     assert read_bounds(tmp_path, split="test", weights="final", pruned=False) == []
     assert "all.json is no record of its values" in caplog.text
 
 
-def test_a_text_among_the_values_is_no_array(tmp_path, caplog):
-    path = record_of(tmp_path, "all", {50: LOW})
+def test_text_among_the_values_is_reported(tmp_path, caplog):
+    path = write_record(tmp_path, "all", {50: LOW})
     with zipfile.ZipFile(path.with_suffix(".npz"), "a") as file:
         file.writestr("temperatures", "words")
     assert read_bounds(tmp_path, split="test", weights="final", pruned=False) == []
     assert "all.npz cannot be read" in caplog.text
 
 
-def test_a_comparison_of_subsets_has_the_bounds_of_all_examples_too(tmp_path):
+def test_comparison_of_subsets_also_gives_extrapolated_bounds(tmp_path):
     for name, more in (("one", 0.0), ("other", 1.0)):
         (tmp_path / name).mkdir()
         small.write_config(tmp_path / name / "config.toml")
-        record_of(tmp_path / name, "all", {50: LOW})
-        record_of(tmp_path / name, "some", {500: HIGH + more}, SOME)
+        write_record(tmp_path / name, "all", {50: LOW})
+        write_record(tmp_path / name, "some", {500: HIGH + more}, SOME)
     found = compare([tmp_path / "one", tmp_path / "other"], estimator="L_500")
     assert [one["difference"] for one in found["runs"]] == [None, pytest.approx(1.0)]
     expected = LOW.mean() + (HIGH - LOW)[SOME].mean()
     for one, mean in zip(found["runs"], (expected, expected + 1), strict=True):
         assert one["whole"]["log_likelihood"] == pytest.approx(mean)
         assert one["log_likelihood"] == pytest.approx(HIGH[SOME].mean() + mean - expected)
-    words = comparison_description(found).splitlines()
-    assert re.search(rf"\(all 100: {expected:.3f} \+- .*, subset error 0\.\d+, by L_50\)", words[1])
+    lines = comparison_description(found).splitlines()
+    assert re.search(rf"\(all 100: {expected:.3f} \+- .*, subset error 0\.\d+, by L_50\)", lines[1])
     found = compare([tmp_path / "one", tmp_path / "other"], estimator="L_50")
     assert [one["whole"] for one in found["runs"]] == [None, None]
 
 
-def test_one_of_something_is_singular():
+def test_count_in_words_uses_the_singular_for_one():
     assert [count_in_words(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
     assert count_in_words(5000, "draw", ",") == "5,000 draws"
 
 
 def test_draws_are_not_extrapolated_to_a_looser_bound(tmp_path):
-    path = record_of(tmp_path, "all", {1: LOW - 9, 5: LOW, 64: HIGH})
+    path = write_record(tmp_path, "all", {1: LOW - 9, 5: LOW, 64: HIGH})
     for name, ks in (("drawn", {5: LOW, 50: LOW}), ("more", {500: HIGH})):
-        record_of(tmp_path, name, ks, binarizations=DRAWS, monte_carlo_error=0.04)
+        write_record(tmp_path, name, ks, binarizations=DRAWS, monte_carlo_error=0.04)
     found = [row.binarizations for row in dict(read_extrapolated_records(tmp_path))[path].by_k]
     assert [one and one.by for one in found] == [None, "L_5", "L_50"]
 
 
-def test_the_error_of_one_model_twice_is_its_own():
-    """Replicates are measured with the same keys, so that a second one may tell nothing new."""
+def test_replicates_do_not_reduce_the_monte_carlo_error():
+    """Replicates are measured with the same keys, so a second one may add no information."""
     row = SampledRow(k=5, log_likelihood=-9.0, stderr=0.5, monte_carlo_error=0.1)
     assert _over(row, [row, row]).monte_carlo_error == pytest.approx(0.1)
     assert (
@@ -478,23 +478,23 @@ def test_the_error_of_one_model_twice_is_its_own():
 RECORD = Record.model_construct(split="test", data={})
 
 
-def over_draws(**more):
+def row_over_draws(**more):
     row = SampledRow(k=5000, log_likelihood=-9.0, stderr=0.5, monte_carlo_error=0.1)
     return row.model_copy(update={"binarizations": Binarizations(**{**DRAWS, **more})})
 
 
-def test_an_unknown_error_of_draws_is_called_so():
-    rows = [(over_draws(), 1), (over_draws(draws_error=None), 1)]
+def test_unknown_draw_error_is_described_as_unknown():
+    rows = [(row_over_draws(), 1), (row_over_draws(draws_error=None), 1)]
     found = cell_mean_over_draws(rows)
     assert (found.draws_error, found.one_draw_error) == (None, 0.08)
     assert cell_mean_errors(rows, RECORD, 2).endswith("pixel draw error unknown (8 draws)")
-    cell = Cell("", None, nll=9.0, draws=over_draws().binarizations, spread=0.1, seeds=2)
+    cell = Cell("", None, nll=9.0, draws=row_over_draws().binarizations, spread=0.1, seeds=2)
     assert cell.margin > 1
     assert cell._replace(draws=found).margin is None
 
 
-def test_runs_with_other_draws_are_named():
-    rows = [(over_draws(draws_error=0.0), 3), (over_draws(draws=4, by="L_64"), 1)]
+def test_runs_with_different_draws_are_listed():
+    rows = [(row_over_draws(draws_error=0.0), 3), (row_over_draws(draws=4, by="L_64"), 1)]
     assert cell_mean_errors(rows, RECORD, 4).endswith(
         "pixel draw error 0.0075 (8 draws; 4 draws, by L_64)"
     )
@@ -502,8 +502,8 @@ def test_runs_with_other_draws_are_named():
     assert cell_mean_errors(exact, RECORD, 2) == "Monte Carlo error 0.000, k-hat unknown"
 
 
-def test_the_annealing_of_each_run_is_extrapolated_by_its_own_bound():
-    """Two runs, annealed on different subsets; the second one has two seeds."""
+def test_annealing_gap_of_each_run_is_extrapolated_by_its_own_bound():
+    """Two runs annealed on different subsets; the second has two seeds."""
     found = []
     for places, seeds in ((SOME, 1), (choose(100, 20, seed=9), 2)):
         low = Known("L_5000", (0, 5000), False, np.arange(100), np.stack([LOW] * seeds), RECORD)
@@ -519,7 +519,7 @@ def test_the_annealing_of_each_run_is_extrapolated_by_its_own_bound():
     assert cell_mean_gap([found[0], found[1]._replace(gap=None)]).gap is None
 
 
-def test_errors_are_said_by_one_formatter():
+def test_format_errors():
     known = {"monte_carlo_error": 0.0123, "pareto_k_unreliable": 0.0}
     row = SampledRow(k=50, log_likelihood=-9.0, stderr=0.5, **known)
     assert format_errors(row) == ["Monte Carlo error 0.012"]
@@ -537,7 +537,7 @@ def test_errors_are_said_by_one_formatter():
 
 
 @pytest.mark.parametrize(
-    ("shares", "words"),
+    ("shares", "message"),
     [
         ((0.0, 0.05), "Monte Carlo error 0.0"),
         ((0.0, 0.3), "Monte Carlo error at least 0.0"),
@@ -545,13 +545,13 @@ def test_errors_are_said_by_one_formatter():
         ((0.0, None), ", k-hat unknown"),
     ],
 )
-def test_a_cell_has_the_k_hat_of_its_worst_run(shares, words):
+def test_cell_has_the_k_hat_of_its_worst_run(shares, message):
     one = {"k": 50, "log_likelihood": -9.0, "stderr": 0.5, "monte_carlo_error": 0.01}
     rows = [(SampledRow(**one, pareto_k_unreliable=share), 1) for share in shares]
-    assert words in cell_means._particle_errors(rows, 3)[0]
+    assert message in cell_means._particle_errors(rows, 3)[0]
 
 
-def test_an_infinite_error_of_one_example_is_said():
+def test_infinite_error_of_an_example_is_reported():
     each = np.full(40, 0.5)
     values = {"log_likelihood": -each, "ess": each, "pareto_k": each, "monte_carlo_error": each}
     assert "monte_carlo_infinite" not in summarise_weights(values, 50)
@@ -563,28 +563,28 @@ def test_an_infinite_error_of_one_example_is_said():
     assert format_errors(mean) == ["Monte Carlo error not finite (3 examples)"]
 
 
-def test_a_new_subset_is_stratified_and_an_old_one_stays(tmp_path):
+def test_new_subset_is_stratified_and_an_existing_one_is_kept(tmp_path):
     how = {"weights": "final", "pruned": False}
-    asked = subset_facts("test", 10, 0, "t")
-    plain, by = subset_places(tmp_path, 100, asked, **how, digests=["m"])
+    requested = subset_facts("test", 10, 0, "t")
+    plain, by = subset_places(tmp_path, 100, requested, **how, digests=["m"])
     assert (plain.tolist(), by) == (choose(100, 10).tolist(), None)
-    record_of(tmp_path, "old", {500: HIGH}, SOME)
-    record_of(tmp_path, "all", {1: HIGH, 50: LOW})
-    new, by = subset_places(tmp_path, 100, asked, **how, digests=["m"])
+    write_record(tmp_path, "old", {500: HIGH}, SOME)
+    write_record(tmp_path, "all", {1: HIGH, 50: LOW})
+    new, by = subset_places(tmp_path, 100, requested, **how, digests=["m"])
     assert (new.tolist(), by) == (stratified_subset(LOW, 10, 0).tolist(), "L_50")
-    again, by = subset_places(tmp_path, 100, {**asked, "examples": 20}, **how, digests=["m"])
+    again, by = subset_places(tmp_path, 100, {**requested, "examples": 20}, **how, digests=["m"])
     assert (again.tolist(), by) == (SOME.tolist(), None)
     for other in (["another model"], None):
-        plain, by = subset_places(tmp_path, 100, asked, **how, digests=other)
+        plain, by = subset_places(tmp_path, 100, requested, **how, digests=other)
         assert (plain.tolist(), by) == (choose(100, 10).tolist(), None)
-    for count in (10, 20):  # neither the bounds nor the places of another test set
+    for count in (10, 20):  # no bounds or subsets of another test set
         other = subset_facts("test", count, 0, "another test set")
         plain, by = subset_places(tmp_path, 100, other, **how, digests=["m"])
         assert (plain.tolist(), by) == (choose(100, count).tolist(), None)
 
 
-def test_a_stopped_measurement_keeps_its_subset(tmp_path):
-    """L_k of all is recorded meanwhile, by which another subset would be stratified."""
+def test_stopped_measurement_keeps_its_subset(tmp_path):
+    """L_k of all examples is recorded meanwhile, and would stratify another subset."""
     run = small.unmeasured(finished(), tmp_path / "run")
 
     def stopped(items, *_):
@@ -601,7 +601,7 @@ def test_a_stopped_measurement_keeps_its_subset(tmp_path):
     assert not (run / "evaluations" / "unfinished").exists()
 
 
-def test_a_subset_of_a_run_is_stratified_by_its_record(drawn):
+def test_subset_is_stratified_by_the_record_of_the_run(drawn):
     run, _ = drawn
     record = evaluate_run(run, ks=[5], examples=10)
     assert record["subset"] == {"examples": 10, "seed": 0, "stratified_by": "L_5"}
