@@ -1,4 +1,4 @@
-"""Figures show what they are given, refuse what they cannot show, and are saved reproducibly."""
+"""Figures match their data, refuse invalid input and are saved reproducibly."""
 
 import subprocess
 import sys
@@ -57,7 +57,7 @@ CURVES = gaussian_curves(4)
 
 
 def on_grid(mean: list[float], spread: list[float], q_mean: list[float]) -> SimpleNamespace:
-    """A Gaussian posterior, a wider q, and draws, on a grid of one or two latents."""
+    """A Gaussian posterior, a wider q and posterior draws, on a grid of one or two latents."""
     axes = tuple(np.linspace(-6, 6, 121 + 10 * i) for i in range(len(mean)))
     z = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
 
@@ -74,17 +74,17 @@ ON_LINE, ON_PLANE = on_grid([1.0], [0.5], [0.5]), on_grid([1.0, -2.0], [0.5, 0.2
 
 
 def all_filters(weights, most=9):
-    """Filters, all of whose pixels vary."""
+    """A figure of filters whose pixels all vary."""
     return figures.filters(weights, varying=np.ones(weights.shape[1:], bool), most=most)
 
 
 def latent_map(labels, classes, outliers):
-    """POINTS with labels and rings."""
+    """A latent map of POINTS with labels and marked outliers."""
     more = {"outliers": outliers, "outlier_name": "low", "title": "points"}
     return figures.latent_map(POINTS, ("a", "b"), labels=labels, classes=classes, **more)
 
 
-EVERY = {
+ALL_FIGURES = {
     "image_grid": lambda: figures.image_grid(IMAGES, title="images"),
     "samples": lambda: figures.samples(IMAGES, np.rint(IMAGES)),
     "reconstructions": lambda: figures.reconstructions(IMAGES, IMAGES),
@@ -110,13 +110,13 @@ def page(figure: Figure, folder: Path) -> np.ndarray:
 
 
 def texts(figure: Figure) -> str:
-    """Everything that is written in a figure."""
+    """All text of a figure."""
     found = figure.findobj(mpl.text.Text)
     return "\n".join(text.get_text() for text in found)
 
 
 def line(figure: Figure, label: str) -> np.ndarray:
-    """The points [n, 2] of the line with a label that starts so."""
+    """The points [n, 2] of the line whose label starts with `label`."""
     for axes in figure.axes:
         for candidate in axes.get_lines():
             if str(candidate.get_label()).startswith(label):
@@ -125,15 +125,15 @@ def line(figure: Figure, label: str) -> np.ndarray:
 
 
 def noise(*shape: int) -> np.ndarray:
-    """Random images in [0, 1] without the grey between tiles, so that `tiles` can find them."""
+    """Random images in [0, 1] without the grey of the frame, so that `tiles` can find them."""
     levels = RNG.integers(0, 255, shape)
     return (levels + (levels >= FRAME[0])) / 255
 
 
 def tiles(picture: np.ndarray, height: int) -> list[tuple[int, int, np.ndarray]]:
-    """The top, left and pixels in [0, 1] of each image of so many rows, in reading order.
+    """The top, left and pixels in [0, 1] of each image of `height` rows, in reading order.
 
-    Fails unless each of its pixels is a square of one colour.
+    Fails unless every pixel is drawn as a square of one colour.
     """
     page = picture[..., 0].astype(int)
     framed = page == FRAME[0]
@@ -153,41 +153,41 @@ def tiles(picture: np.ndarray, height: int) -> list[tuple[int, int, np.ndarray]]
 # Saving
 
 
-OF_FORMATS = [(suffix, name) for suffix in (".png", ".pdf", ".svg") for name in EVERY]
+FORMAT_CASES = [(suffix, name) for suffix in (".png", ".pdf", ".svg") for name in ALL_FIGURES]
 
 
 @pytest.mark.parametrize(
     ("suffix", "name"),
     quick_rows(
-        OF_FORMATS,
-        *(OF_FORMATS.index((".svg", name)) for name in ("training_curves", "scatter_2d")),
-        *(OF_FORMATS.index((suffix, "density_1d")) for suffix in (".png", ".pdf")),
+        FORMAT_CASES,
+        *(FORMAT_CASES.index((".svg", name)) for name in ("training_curves", "scatter_2d")),
+        *(FORMAT_CASES.index((suffix, "density_1d")) for suffix in (".png", ".pdf")),
     ),
 )
-def test_a_figure_made_or_saved_again_has_the_same_bytes(suffix, name, tmp_path):
+def test_figures_are_saved_reproducibly(suffix, name, tmp_path):
     path = tmp_path / f"x{suffix}"
-    one, saved = EVERY[name](), []
-    for figure in (one, one, EVERY[name]()):
+    one, saved = ALL_FIGURES[name](), []
+    for figure in (one, one, ALL_FIGURES[name]()):
         figures.save_figure(figure, path)
         saved.append(path.read_bytes())
     first = saved[0]
     assert saved == [first] * 3
     start = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}[suffix]
     assert first.startswith(start)
-    assert not any(word in first for word in (b"CreationDate", b"<dc:date>", b"Software"))
+    assert not any(metadata in first for metadata in (b"CreationDate", b"<dc:date>", b"Software"))
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_every_figure_has_ink_and_a_margin(name, tmp_path):
-    picture = page(EVERY[name](), tmp_path)
-    assert picture.shape[0] > 100
-    assert picture.shape[1] > 100
-    border = [picture[0], picture[-1], picture[:, 0], picture[:, -1]]
+@pytest.mark.parametrize("name", ALL_FIGURES)
+def test_every_figure_has_content_and_a_margin(name, tmp_path):
+    pixels = page(ALL_FIGURES[name](), tmp_path)
+    assert pixels.shape[0] > 100
+    assert pixels.shape[1] > 100
+    border = [pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]
     assert all((edge == 255).all() for edge in border)
-    assert (picture != 255).any(axis=-1).mean() > 0.005
+    assert (pixels != 255).any(axis=-1).mean() > 0.005
 
 
-def test_saving_draws_at_the_figures_own_size_whatever_the_settings(tmp_path):
+def test_saving_ignores_matplotlib_settings(tmp_path):
     figure = figures.scatter_2d(POINTS, POINTS)
     expected = page(figure, tmp_path)
     assert np.allclose(expected.shape[1::-1], figure.get_size_inches() * 150, atol=1)
@@ -195,7 +195,7 @@ def test_saving_draws_at_the_figures_own_size_whatever_the_settings(tmp_path):
         assert np.array_equal(page(figure, tmp_path), expected)
 
 
-def test_a_failed_save_leaves_the_old_file_alone(tmp_path, monkeypatch):
+def test_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.png"
     path.write_bytes(b"old")
 
@@ -210,7 +210,7 @@ def test_a_failed_save_leaves_the_old_file_alone(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_failed_animation_leaves_the_old_file_alone(tmp_path, monkeypatch):
+def test_failed_animation_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.gif"
     path.write_bytes(b"old")
 
@@ -231,7 +231,7 @@ def test_unknown_suffixes_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_animation_has_every_frame_exactly_and_its_times(tmp_path):
+def test_animation_stores_exact_frames_and_durations(tmp_path):
     course = RNG.random((5, 4, 8, 8))
     frames = figures.training_frames(course, [0, 1, 4, 13, 3280])
     assert {frame.shape for frame in frames} == {frames[0].shape}
@@ -249,14 +249,14 @@ def test_an_animation_has_every_frame_exactly_and_its_times(tmp_path):
     assert (tmp_path / "x.gif").read_bytes() == saved
 
 
-def test_frames_of_one_tiny_image_have_one_size():
+def test_frames_of_a_tiny_image_have_equal_sizes():
     """The longest title is wider than the image."""
     frames = figures.training_frames(RNG.random((2, 1, 2, 2)), [1, 123456789])
     assert frames[0].shape == frames[1].shape
-    assert not np.array_equal(frames[0][:30], frames[1][:30])  # the epochs are written
+    assert not np.array_equal(frames[0][:30], frames[1][:30])  # the titles differ
 
 
-def test_no_pyplot_no_jax_and_no_global_setting_is_touched():
+def test_figures_avoid_pyplot_jax_and_global_settings():
     program = (
         "import sys, matplotlib as mpl, numpy as np; before = mpl.rcParams.copy()\n"
         "from iwae.reports import figures\n"
@@ -281,31 +281,31 @@ def test_no_pyplot_no_jax_and_no_global_setting_is_touched():
 @pytest.mark.slow
 def test_figures_can_be_made_and_saved_in_threads(tmp_path):
     def make(name):
-        figures.save_figure(EVERY[name](), tmp_path / f"{name}.svg")
+        figures.save_figure(ALL_FIGURES[name](), tmp_path / f"{name}.svg")
         return (tmp_path / f"{name}.svg").read_bytes()
 
-    alone = [make(name) for name in EVERY]
+    alone = [make(name) for name in ALL_FIGURES]
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(make, EVERY)) == alone
+        assert list(pool.map(make, ALL_FIGURES)) == alone
 
 
 # Images
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (7, 5, 4), (3, 28, 28), (200, 8, 8), (9, 1, 30)])
-def test_every_pixel_of_a_grid_is_exact_and_in_order(shape, tmp_path):
-    """No image is blurred, resampled, moved by a fraction of a pixel, out of place or left out."""
+def test_image_grid_is_exact_to_the_pixel(shape, tmp_path):
+    """No image is blurred, resampled, shifted by a fraction of a pixel, misplaced or missing."""
     images = noise(*shape)
     found = tiles(page(figures.image_grid(images, title="a title"), tmp_path), shape[1])
     assert np.array_equal([image for *_, image in found], images)
 
 
-def test_levels_of_grey_are_rounded_to_the_nearest(tmp_path):
+def test_grey_levels_are_rounded_to_the_nearest(tmp_path):
     ((*_, image),) = tiles(page(figures.image_grid(np.full((1, 2, 2), 0.999)), tmp_path), 2)
     assert (image == 1).all()
 
 
-def test_columns_are_as_asked(tmp_path):
+def test_image_grid_has_the_requested_columns(tmp_path):
     found = tiles(page(figures.image_grid(noise(7, 4, 4), columns=3), tmp_path), 4)
     tops, lefts = np.array([place[:2] for place in found]).T
     assert [len(np.unique(tops)), len(np.unique(lefts))] == [3, 3]
@@ -316,7 +316,7 @@ def test_columns_are_as_asked(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "columns"), [((100, 8, 8), 10), ((200, 8, 8), 20), ((20, 2, 40), 1), ((5, 9, 3), 5)]
 )
-def test_grids_are_squarish_without_holes_where_possible(shape, columns, tmp_path):
+def test_image_grids_are_roughly_square_and_filled(shape, columns, tmp_path):
     found = tiles(page(figures.image_grid(noise(*shape)), tmp_path), shape[1])
     assert len({left for _, left, _ in found}) == columns
 
@@ -352,7 +352,7 @@ def test_inputs_are_between_originals_and_reconstructions(tmp_path):
     assert labels == ["data", "input", "model"] * 2
 
 
-def test_a_strip_has_a_labelled_row_an_epoch_below_its_data(tmp_path):
+def test_training_strip_has_a_labelled_row_per_epoch_below_the_data(tmp_path):
     course, data = noise(3, 4, 6, 6), noise(4, 6, 6)
     epochs = np.array([0, 40, 3280])
     figure = figures.training_strip(course, epochs, data=data)
@@ -367,7 +367,7 @@ def test_a_strip_has_a_labelled_row_an_epoch_below_its_data(tmp_path):
         assert np.array_equal([image for *_, image in tiles(frame, 6)], pairs)
 
 
-def test_filters_are_blue_below_and_red_above_zero_and_white_at_zero(tmp_path):
+def test_filters_are_blue_below_zero_white_at_zero_and_red_above(tmp_path):
     weights = np.stack([np.full((4, 4), v) for v in (-2.0, 0.0, 1.0)])
     picture = page(all_filters(weights), tmp_path).astype(int)
     blue, red, white = (picture[top + 9, left + 9] for top, left, _ in tiles(picture, 4))
@@ -376,7 +376,7 @@ def test_filters_are_blue_below_and_red_above_zero_and_white_at_zero(tmp_path):
     assert white.min() > 240
 
 
-def test_the_largest_filters_come_first_and_pixels_that_do_not_vary_count_for_nothing(tmp_path):
+def test_filters_are_sorted_by_size_over_varying_pixels(tmp_path):
     weights = np.array([1.0, 3.0, -2.0])[:, None, None] * np.ones((3, 4, 4))
     weights[:, 0, 0] = [100, 0, -100]
     varying = np.ones((4, 4), bool)
@@ -388,13 +388,13 @@ def test_the_largest_filters_come_first_and_pixels_that_do_not_vary_count_for_no
     first, second = (picture[top + 100, left + 100] for top, left, _ in places)
     assert first[0] > first[2] + 50  # the red one is three
     assert second[2] > second[0] + 50
-    assert max(first[2], second[0]) < 120  # both the end of the scale
+    assert max(first[2], second[0]) < 120  # both at the end of the scale
     assert all((picture[top + 9, left + 9] == 216).all() for top, left, _ in places)
     assert "hardly vary" in texts(figure)
     assert "hardly vary" not in texts(all_filters(weights))
 
 
-def test_a_long_title_fits(tmp_path):
+def test_long_title_fits(tmp_path):
     picture = page(figures.image_grid(IMAGES[:1], title="a title that is long " * 5), tmp_path)
     assert (picture[:, :10] == 255).all()
     assert (picture[:, -10:] == 255).all()
@@ -426,7 +426,7 @@ NAN = np.where(np.arange(IMAGES.size).reshape(IMAGES.shape) == 3, np.nan, IMAGES
         (lambda: figures.reconstructions(IMAGES, IMAGES, inputs=IMAGES[:2]), "and inputs must"),
     ],
 )
-def test_bad_images_are_refused(call, message):
+def test_invalid_images_are_refused(call, message):
     with pytest.raises(UserError, match=message) as raised:
         call()
     assert "\n" not in str(raised.value)
@@ -435,7 +435,7 @@ def test_bad_images_are_refused(call, message):
 # Charts
 
 
-def test_training_curves_show_the_rows():
+def test_training_curves_match_the_rows():
     figure = figures.training_curves(ROWS)
     epochs = np.array([row["epoch"] for row in ROWS])
     assert np.array_equal(line(figure, "training"), np.stack([epochs, -100 - 100 / epochs], 1))
@@ -447,7 +447,7 @@ def test_training_curves_show_the_rows():
     assert "training (last −103.33)" in texts(figure)
 
 
-def test_a_step_of_the_learning_rate_is_marked_in_every_panel():
+def test_learning_rate_step_is_marked_in_every_panel():
     figure = figures.training_curves(ROWS)
     for axes in figure.axes:
         dotted = [x.get_xdata()[0] for x in axes.get_lines() if x.get_linestyle() == ":"]
@@ -456,14 +456,14 @@ def test_a_step_of_the_learning_rate_is_marked_in_every_panel():
     assert legend.get_texts()[0].get_text() == "learning rate changes to 0.0001"
 
 
-def test_a_rate_that_changes_every_epoch_has_its_own_panel():
+def test_learning_rate_changing_every_epoch_has_its_own_panel():
     rows = [row | {"learning_rate": 1e-3 * 0.9 ** row["epoch"]} for row in ROWS]
     figure = figures.training_curves(rows)
     assert figure.axes[-1].get_ylabel() == "learning rate"
     assert not [x for x in figure.axes[0].get_lines() if x.get_linestyle() == ":"]
 
 
-def test_active_units_are_drawn_from_zero():
+def test_active_units_axis_starts_at_zero():
     *_, axes = figures.training_curves(ROWS[20:]).axes
     assert axes.get_ylim()[0] == 0
     assert axes.get_ylim()[1] > 15
@@ -486,7 +486,7 @@ def test_replicates_are_thin_lines_around_their_mean():
     assert "one of 3 replicates" in texts(figure)
 
 
-def test_a_replicate_that_has_stopped_has_no_value():
+def test_stopped_replicate_is_left_out_of_the_mean():
     bounds = [[-9.0, -5.0], [-8.0, None], [None, None], [-6.0, None]]
     rows = [{"epoch": epoch, "train_bound": bound} for epoch, bound in enumerate(bounds, 1)]
     figure = figures.training_curves(rows)
@@ -497,7 +497,7 @@ def test_a_replicate_that_has_stopped_has_no_value():
         figures.training_curves([{"epoch": 1, "train_bound": [None, float("nan")]}])
 
 
-def test_only_what_is_in_the_rows_is_drawn():
+def test_only_recorded_quantities_are_drawn():
     figure = figures.training_curves([{"validation_bound": -3.0}, {"validation_bound": -2.0}])
     (axes,) = figure.axes
     assert axes.get_xlabel() == "record"
@@ -511,7 +511,7 @@ def test_later_rows_replace_earlier_ones_of_the_same_epoch():
     assert np.array_equal(line(figure, "training"), [[1, -9], [2, -7], [3, -6]])
 
 
-def test_a_long_course_has_a_logarithmic_axis_and_room_for_its_end():
+def test_long_training_has_a_log_axis_and_limits_around_its_end():
     rows = [{"epoch": e, "train_bound": -90 - 900 / e**2} for e in range(1, 1001)]
     (axes,) = figures.training_curves(rows).axes
     assert axes.get_xscale() == "log"
@@ -520,7 +520,7 @@ def test_a_long_course_has_a_logarithmic_axis_and_room_for_its_end():
     (axes,) = figures.training_curves(rows[:50]).axes
     assert axes.get_xscale() == "linear"
     (axes,) = figures.training_curves(rows[:20]).axes
-    assert axes.get_ylim()[0] < -990  # a short course is shown whole
+    assert axes.get_ylim()[0] < -990  # a short training is shown in full
 
 
 @pytest.mark.parametrize(
@@ -536,24 +536,24 @@ def test_a_long_course_has_a_logarithmic_axis_and_room_for_its_end():
         ([{"epoch": 1, "kl": [1.0]}, {"epoch": 2, "kl": [1.0, 2.0]}], "'kl' changes"),
     ],
 )
-def test_bad_rows_are_refused(rows, message):
+def test_invalid_rows_are_refused(rows, message):
     with pytest.raises(UserError, match=message):
         figures.training_curves(rows)
 
 
 def heights(figure: Figure, panel: int = 0) -> list[tuple[float, float]]:
-    """The left edge and height of each bar that is not empty."""
+    """The left edge and height of each non-empty bar."""
     bars = figure.axes[panel].patches
     return [(bar.get_x(), bar.get_height()) for bar in bars if bar.get_height() > 0]
 
 
-def test_log_variances_are_counted_on_their_side_of_the_threshold():
+def test_log_variances_are_split_at_the_threshold():
     layer = np.array([0, 1e-30, 1e-4, 0.01, 0.0100001, 1.0, 2.0])
     figure = figures.log_variance_histogram([layer, np.ones(3)], 0.01)
     bars = heights(figure)
     assert sum(height for left, height in bars if left < -2 - 1e-9) == 4
     assert sum(height for left, height in bars if left >= -2 - 1e-9) == 3
-    assert bars[0] == (pytest.approx(-10), 2)  # at the floor, which is said
+    assert bars[0] == (pytest.approx(-10), 2)  # at the floor, which the figure states
     written = texts(figure)
     assert "4 inactive" in written
     assert "3 active" in written
@@ -564,14 +564,14 @@ def test_log_variances_are_counted_on_their_side_of_the_threshold():
     assert np.allclose(threshold.get_xdata(), -2)
 
 
-def test_other_thresholds_are_edges_of_bins_too():
+def test_any_threshold_is_a_bin_edge():
     figure = figures.log_variance_histogram([np.array([0.02, 0.04])], threshold=0.03)
     assert [h for _, h in heights(figure)] == [1, 1]
     edge = np.log10(0.03)
     assert all(left + 0.25 <= edge + 1e-9 or left >= edge - 1e-9 for left, _ in heights(figure))
 
 
-def test_the_histogram_of_data_has_the_scale_of_a_density():
+def test_data_histogram_is_scaled_as_a_density():
     data = np.concatenate([np.linspace(-1, 1, 300), np.full(100, 50.0)])
     figure = figures.density_1d(GRID, {"true": DENSITY, "model": 2 * DENSITY}, data=data)
     bars = figure.axes[0].patches
@@ -580,7 +580,7 @@ def test_the_histogram_of_data_has_the_scale_of_a_density():
     assert np.array_equal(line(figure, "model"), np.stack([GRID, 2 * DENSITY], 1))
 
 
-def test_both_sides_of_a_scatter_have_one_scale():
+def test_scatter_panels_share_their_limits():
     figure = figures.scatter_2d(POINTS, 3 * POINTS[:10])
     left, right = figure.axes
     assert left.get_xlim() == right.get_xlim()
@@ -591,13 +591,13 @@ def test_both_sides_of_a_scatter_have_one_scale():
 
 
 def drawn_points(figure: Figure) -> dict[str, np.ndarray]:
-    """The points [n, 2] of each label and of the outliers, by their names."""
+    """The points [n, 2] of each label and of the outliers, by legend label."""
     (axes,) = figure.axes
     return {str(one.get_label()): np.asarray(one.get_offsets()) for one in axes.collections}
 
 
 @pytest.mark.parametrize("count", [2, 9, 30])
-def test_each_label_has_a_colour_of_its_own_and_outliers_have_rings(count):
+def test_labels_have_distinct_colours_and_outliers_have_rings(count):
     labels, classes = np.arange(50) % count, [f"class {i}" for i in range(count)]
     low = POINTS[:, 1] < -1
     figure = latent_map(labels, classes, low)
@@ -626,7 +626,7 @@ def legend_of(axes: mpl.axes.Axes) -> list[str]:
     return [text.get_text() for text in axes.get_legend().get_texts()]
 
 
-def test_bounds_are_drawn_in_the_order_of_their_budgets_with_their_errors():
+def test_bounds_are_drawn_by_budget_with_error_bars():
     figure = figures.bounds_against_budget(BOUNDS)
     (axes,) = figure.axes
     assert axes.get_xscale() == "log"
@@ -640,14 +640,14 @@ def test_bounds_are_drawn_in_the_order_of_their_budgets_with_their_errors():
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "50", "5000"]
 
 
-def test_differences_are_drawn_around_the_bound_that_was_subtracted():
+def test_differences_are_drawn_around_the_reference_bound():
     figure = figures.bounds_against_budget(BOUNDS, reference=("L_9", -85.5, 0.125))
     assert line(figure, "L_9 = −85.50 ± 0.12 nats")[:, 1].tolist() == [0, 0]
     (axes,) = figure.axes
     assert axes.get_ylabel() == "difference to L_9 (nats)"
 
 
-def test_long_names_of_bounds_stay_on_the_page(tmp_path):
+def test_long_legend_labels_stay_on_the_page(tmp_path):
     names = [f"annealing, 1,000 examples, from the {what}, 16 chains" for what in ("q", "prior")]
     picture = page(
         figures.bounds_against_budget(dict(zip(names, BOUNDS.values(), strict=True))), tmp_path
@@ -656,21 +656,22 @@ def test_long_names_of_bounds_stay_on_the_page(tmp_path):
     assert (picture[..., 0] < 100).any(axis=0)[-100:].any()  # letters at the right
 
 
-def test_the_rate_distortion_curve_is_of_means_and_touches_its_line_at_beta_1():
+def test_rate_distortion_curve_of_means_touches_its_tangent_at_beta_1():
     figure = figures.rate_distortion_curve(BETAS, *CURVES)
     (axes,) = figure.axes
     rate, distortion = CURVES
     curve = line(figure, "mean of 4 examples")
     assert np.allclose(curve, np.stack([rate.mean(axis=0), distortion.mean(axis=0)], axis=1))
     (band,) = axes.collections[:1]
-    heights = {round(float(x), 6): [] for x in curve[:, 0]}
+    edges = {round(float(x), 6): [] for x in curve[:, 0]}
     for x, y in band.get_paths()[0].vertices:
-        heights[round(float(x), 6)].append(y)
+        edges[round(float(x), 6)].append(y)
     errors = distortion.std(axis=0, ddof=1) / 2
-    got = [np.ptp(ys) / 2 for ys in heights.values()]
-    assert np.allclose(got, errors)
+    half_widths = [np.ptp(ys) / 2 for ys in edges.values()]
+    assert np.allclose(half_widths, errors)
     # At beta = 1 (the fifth of nine), with the errors of both; the sum is log N(x; 0, 2).
-    (wide,) = figures.rate_distortion_curve(BETAS, 3 * rate, distortion).axes  # to tell them apart
+    # Tripled rates have errors unlike those of the distortions.
+    (wide,) = figures.rate_distortion_curve(BETAS, 3 * rate, distortion).axes
     cross = wide.containers[0]
     assert np.allclose(cross.lines[0].get_xydata(), [curve[4] * [3, 1]])
     sizes = sum(np.ptp(bar.get_segments()[0], axis=0) / 2 for bar in cross.lines[2])
@@ -685,7 +686,7 @@ def test_the_rate_distortion_curve_is_of_means_and_touches_its_line_at_beta_1():
     assert "β = 1" in texts(figure)
 
 
-def test_a_curve_without_beta_1_or_of_one_example_is_drawn_without_what_is_not_known():
+def test_rate_distortion_curve_omits_unknown_annotations():
     rate, distortion = CURVES
     figure = figures.rate_distortion_curve(BETAS[:4], rate[:, :4], distortion[:, :4])
     assert "β" not in texts(figure)
@@ -696,7 +697,7 @@ def test_a_curve_without_beta_1_or_of_one_example_is_drawn_without_what_is_not_k
     assert not figure.axes[0].collections
 
 
-def test_a_posterior_of_one_latent_is_two_curves_over_its_draws():
+def test_posterior_of_one_latent_is_drawn_as_curves_over_a_histogram():
     (axes,) = figures.posterior_panels([ON_LINE], ["one"]).axes
     p, q = (one.get_xydata() for one in axes.get_lines())
     assert np.allclose(p, np.stack([*ON_LINE.axes, np.exp(ON_LINE.log_posterior)], axis=1))
@@ -709,7 +710,7 @@ def test_a_posterior_of_one_latent_is_two_curves_over_its_draws():
     assert high == pytest.approx(0.5 + 3.29 * 0.75, abs=0.4)
 
 
-def test_a_posterior_of_two_latents_has_contours_that_hold_half_and_95_per_cent():
+def test_posterior_of_two_latents_has_50_and_95_per_cent_contours():
     figure = figures.posterior_panels([ON_PLANE], ["test example 7"])
     (axes,) = figure.axes
     heat, dots, p, q = axes.collections
@@ -731,7 +732,7 @@ def test_a_posterior_of_two_latents_has_contours_that_hold_half_and_95_per_cent(
 
 
 @pytest.mark.parametrize("grid", [ON_LINE, ON_PLANE])
-def test_a_posterior_in_one_cell_or_ruled_out_in_places_can_be_drawn(grid, tmp_path):
+def test_degenerate_posterior_can_be_drawn(grid, tmp_path):
     spike = np.full(grid.log_posterior.shape, -np.inf)
     spike.flat[spike.size // 2] = 3.0
     changed = SimpleNamespace(**{**vars(grid), "log_posterior": spike, "log_q": 0 * spike.clip(0)})
@@ -767,7 +768,7 @@ def bounds(budget: list, mean: list, stderr: list) -> Figure:
         (lambda: posterior(ON_PLANE.log_q + 1e6), "density of log_q has .* infinite"),
     ],
 )
-def test_bad_values_are_refused(call, message):
+def test_invalid_values_are_refused(call, message):
     with pytest.raises(UserError, match=message) as raised:
         call()
     assert "\n" not in str(raised.value)
@@ -776,7 +777,7 @@ def test_bad_values_are_refused(call, message):
 # Signal and noise of gradients
 
 
-def test_signal_and_noise_are_drawn_against_k_with_the_slopes_of_theory():
+def test_signal_to_noise_is_drawn_against_k_with_theoretical_slopes():
     encoder, decoder = figures.signal_to_noise(SIGNALS, {}).axes
     assert (encoder.get_xscale(), encoder.get_yscale()) == ("log", "log")
     assert "encoder" in encoder.get_ylabel()
@@ -788,7 +789,7 @@ def test_signal_and_noise_are_drawn_against_k_with_the_slopes_of_theory():
     assert sorted(slopes) == pytest.approx([-0.5, 0.5])
 
 
-def test_a_legend_has_the_powers_that_are_known_and_where_they_begin():
+def test_legend_gives_known_powers_and_their_first_k():
     powers = {"encoder": {"dreg": (-0.456, 0.0321)}}
     encoder, decoder = figures.signal_to_noise(SIGNALS, powers, power_from=4).axes
     labels = [text.get_text() for text in encoder.get_legend().get_texts()]
@@ -798,7 +799,7 @@ def test_a_legend_has_the_powers_that_are_known_and_where_they_begin():
     assert decoder.get_legend().get_title().get_text() == ""
 
 
-def test_gradients_through_a_few_particles_are_told_apart_and_keep_their_colour():
+def test_backward_particle_variants_differ_but_share_a_colour():
     curve = ([4, 16], [0.1, 0.2], [0.01] * 2)
     names = ("dreg", "dreg, backward 2", "dreg, backward 8", "stl", "stl, backward 2")
     (axes,) = figures.signal_to_noise({"encoder": dict.fromkeys(names, curve)}, {}).axes
@@ -813,7 +814,7 @@ def test_gradients_through_a_few_particles_are_told_apart_and_keep_their_colour(
     assert len(looks) == len(names)
 
 
-def test_signals_that_are_none_are_refused():
+def test_invalid_signals_are_refused():
     with pytest.raises(UserError, match="NaN or infinite"):
         figures.signal_to_noise({"encoder": {"dreg": ([1], [np.nan], [0.1])}}, {})
     with pytest.raises(UserError, match="no gradients"):

@@ -1,4 +1,4 @@
-"""The pictures of a run: which there are for which data, and that they show what they say."""
+"""The gallery of a run: the figures of each kind of data, and what they show."""
 
 import json
 
@@ -33,7 +33,7 @@ def drawn(tmp_path_factory):
     return draw_gallery(small.unmeasured(finished(), tmp_path_factory.mktemp("drawn") / "run"))
 
 
-def test_images_have_all_the_pictures(drawn):
+def test_image_data_have_all_figures(drawn):
     strips = {f"training_{what}" for what in ("samples", "reconstructions")}
     assert names(drawn) == ALWAYS | {
         *("data.png", "samples.png", "reconstructions.png", "filters_first_layer.png"),
@@ -53,13 +53,13 @@ def test_images_have_all_the_pictures(drawn):
 
 
 @pytest.mark.slow
-def test_a_learned_prior_is_drawn_with_its_pseudo_inputs(drawn, tmp_path):
+def test_learned_prior_is_drawn_with_its_pseudo_inputs(drawn, tmp_path):
     run = finished(prior="vamp:5", posterior="flow:2")
     more = names(draw_gallery(small.unmeasured(run, tmp_path / "run"))) - names(drawn)
     assert more == {"pseudo_inputs.png", "prior.png"}
 
 
-def test_frames_are_of_the_same_draws_and_test_examples():
+def test_training_frames_use_the_same_draws_and_test_examples():
     frames = []
     for path in sorted((finished() / "frames").iterdir()):
         with np.load(path) as file:
@@ -70,11 +70,11 @@ def test_frames_are_of_the_same_draws_and_test_examples():
         np.testing.assert_array_equal(frame["examples"], test[::3][:16])
         assert frame["samples"].shape == frame["reconstructions"].shape == (16, 16)
     errors = [np.abs(frame["reconstructions"] - frame["examples"]).mean() for frame in frames]
-    assert errors[-1] < errors[0] - 0.03  # they get better in the course of training
+    assert errors[-1] < errors[0] - 0.03  # they improve during training
 
 
 @pytest.mark.slow
-def test_the_same_weights_give_the_same_pictures_and_others_do_not(drawn, tmp_path):
+def test_same_weights_give_the_same_figures_and_others_do_not(drawn, tmp_path):
     before = {path.name: path.read_bytes() for path in drawn}
     assert {path.name: path.read_bytes() for path in draw_gallery(drawn[0].parents[1])} == before
     run = small.unmeasured(finished(**small.PATIENT), tmp_path / "run")
@@ -86,8 +86,8 @@ def test_the_same_weights_give_the_same_pictures_and_others_do_not(drawn, tmp_pa
     assert same == {"data.png", *(name for name in final if name.startswith("training_"))}
 
 
-def made(run, dataset, dimensions, **options):
-    """A run of a Gaussian model, not trained."""
+def untrained_run(run, dataset, dimensions, **options):
+    """A run of an untrained Gaussian model."""
     options = {"latent_sizes": (1,), "hidden_sizes": ((5,),), "validation": None, **options}
     sizes = {name: options[name] for name in ("latent_sizes", "hidden_sizes")}
     model = VAE(dimensions, **sizes, observation="gaussian", key=jax.random.key(0))
@@ -96,8 +96,8 @@ def made(run, dataset, dimensions, **options):
 
 
 @pytest.mark.slow
-def test_the_density_of_one_dimension_is_drawn_beside_the_truth(tmp_path):
-    run = made(tmp_path / "run", "camel", 1)
+def test_one_dimensional_density_is_drawn_beside_the_true_one(tmp_path):
+    run = untrained_run(tmp_path / "run", "camel", 1)
     expected = {"log_variances.png", "latents.png", "density.png", "posterior.png"}
     assert names(draw_gallery(run)) == expected  # no metrics, no frames
     dataset = load_dataset("camel")
@@ -107,34 +107,34 @@ def test_the_density_of_one_dimension_is_drawn_beside_the_truth(tmp_path):
     camel = sum(0.5 * np.exp(-2 * (x - m) ** 2) / np.sqrt(0.5 * np.pi) for m in (-1, 1))
     assert truth == pytest.approx(camel, rel=1e-6)
     x, modelled = lines["model"]
-    assert np.trapezoid(modelled, x) == pytest.approx(1, abs=0.1)  # it is wider than the plot
+    assert np.trapezoid(modelled, x) == pytest.approx(1, abs=0.1)  # wider than the plot
     assert np.abs(modelled - truth).max() > 0.1
 
 
 @pytest.mark.slow
-def test_points_in_the_plane_are_drawn_beside_samples(tmp_path):
-    assert names(draw_gallery(made(tmp_path / "run", "circle", 2))) == {
+def test_two_dimensional_data_are_drawn_beside_samples(tmp_path):
+    assert names(draw_gallery(untrained_run(tmp_path / "run", "circle", 2))) == {
         *("log_variances.png", "latents.png", "scatter.png", "posterior.png")
     }
 
 
 @pytest.mark.slow
-def test_other_data_have_the_pictures_that_make_sense(tmp_path):
+def test_other_data_have_only_the_applicable_figures(tmp_path):
     np.save(tmp_path / "own.npy", np.random.default_rng(0).normal(size=(50, 3)) * 3)
     sizes = {"latent_sizes": (2, 1), "hidden_sizes": ((5,), (4,))}  # three latents are too many
-    run = made(tmp_path / "run", str(tmp_path / "own.npy"), 3, **sizes)
+    run = untrained_run(tmp_path / "run", str(tmp_path / "own.npy"), 3, **sizes)
     assert names(draw_gallery(run)) == {"log_variances.png", "latents.png", "marginals.png"}
 
 
-def test_a_broken_model_has_no_pictures_but_an_error(tmp_path):
-    """Better than a blank page."""
+def test_broken_model_raises_an_error(tmp_path):
+    """An error is better than a blank figure."""
     model = load_model(finished() / "models" / "final-0")
     broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), model)
     with pytest.raises(UserError):
         draw_gallery(small.by_hand(tmp_path / "run", [broken]))
 
 
-def test_what_a_run_does_not_have_is_refused(tmp_path):
+def test_missing_parts_of_a_run_are_refused(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         draw_gallery(tmp_path)
     with pytest.raises(UserError, match="has no best weights"):
@@ -145,17 +145,17 @@ def test_what_a_run_does_not_have_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_posteriors_are_of_four_examples_from_all_over_the_split(monkeypatch):
-    shown = []
+def test_posteriors_are_of_four_examples_from_across_the_split(monkeypatch):
+    drawn_arguments = []
     original = gallery.figures.posterior_panels
 
     def panels(grids, *, titles):
-        shown.append((grids, titles))
+        drawn_arguments.append((grids, titles))
         return original(grids, titles=titles)
 
     monkeypatch.setattr(gallery.figures, "posterior_panels", panels)
     draw_gallery(finished())
-    ((grids, titles),) = shown
+    ((grids, titles),) = drawn_arguments
     assert [title.split(":")[0] for title in titles] == [
         f"test example {i}" for i in (0, 12, 24, 36)
     ]
@@ -172,7 +172,7 @@ def test_posteriors_are_of_four_examples_from_all_over_the_split(monkeypatch):
 
 
 def write_bounds(run, name, bounds, places, temperatures=False, model="a", **changes):
-    """A record of bounds by budget: number -> mean; each example is off by its place."""
+    """Write a record of mean bounds by budget; the values of an example are offset by its index."""
     column = "temperatures" if temperatures else "k"
     record = {
         "method": "annealed importance sampling" if temperatures else "importance sampling",
@@ -202,7 +202,7 @@ ANNEALING = {"chains": 16, "leapfrog": 10, "schedule": "sigmoid", "start": "post
 
 
 def drawn_bounds(run, **options):
-    """Name -> budgets and means of each curve; {} without a figure."""
+    """Label -> budgets and means of each curve; {} without a figure."""
     figure = recorded_bounds_figure(run, **options)
     if figure is None:
         return {}
@@ -211,13 +211,13 @@ def drawn_bounds(run, **options):
     return {line.get_label(): line.get_xydata().tolist() for line in lines}
 
 
-def test_bounds_are_paired_on_the_examples_that_all_records_share(tmp_path):
+def test_bounds_are_paired_on_shared_examples(tmp_path):
     write_bounds(tmp_path, "a", {1: -9.0, 50: -7.0}, range(10))
     write_bounds(tmp_path, "b", {5: -6.0, 50: -5.0}, [2, 4, 12], temperatures=True)
     (axes,) = recorded_bounds_figure(tmp_path).axes
     assert axes.get_ylabel().startswith("difference to AIS_50")
     assert axes.get_legend().get_texts()[0].get_text() == "AIS_50 = −2.00 ± 1.00 nats"
-    for bars in axes.containers:  # what the examples differ by is common to all bounds
+    for bars in axes.containers:  # differences between examples cancel
         assert np.ptp([one[:, 1] for one in bars.lines[2][0].get_segments()], axis=1).max() == 0
     curves = drawn_bounds(tmp_path)
     assert curves.pop("importance sampling, 2 examples") == [[1, -4], [50, -2]]
@@ -226,7 +226,7 @@ def test_bounds_are_paired_on_the_examples_that_all_records_share(tmp_path):
     assert name.startswith("annealing from the posterior, 16 chains, 10 leapfrog steps, sigmoid")
 
 
-def test_annealing_in_another_way_is_another_curve(tmp_path):
+def test_each_annealing_setting_has_its_own_curve(tmp_path):
     write_bounds(tmp_path, "a", {5: -6.0, 50: -5.0}, range(4), temperatures=True)
     given = {**ANNEALING, "chains": 4, "schedule": [0.0, 1.0]}
     write_bounds(tmp_path, "b", {7: -8.0}, range(4), temperatures=True, annealing=given)
@@ -235,7 +235,7 @@ def test_annealing_in_another_way_is_another_curve(tmp_path):
     assert any("4 chains" in name and "given schedule" in name for name in curves)
 
 
-def test_only_bounds_that_belong_together_are_drawn(tmp_path):
+def test_only_comparable_bounds_are_drawn(tmp_path):
     write_bounds(tmp_path, "a", {50: -7.0}, range(4))
     for name, changes in {
         "validation": {"split": "validation"},
@@ -252,14 +252,14 @@ def test_only_bounds_that_belong_together_are_drawn(tmp_path):
 
 
 @pytest.mark.slow
-def test_curves_and_bounds_of_a_run_are_among_its_pictures(tmp_path, monkeypatch):
-    run = made(tmp_path / "run", "circle", 2)
+def test_gallery_includes_recorded_curves_and_bounds(tmp_path, monkeypatch):
+    run = untrained_run(tmp_path / "run", "circle", 2)
     write_bounds(run, "test-final-k50", {1: -9.0, 50: -7.0}, range(6))
-    shown = []
+    drawn_arguments = []
     original = gallery.figures.rate_distortion_curve
 
     def curve(*arrays):
-        shown.append(arrays)
+        drawn_arguments.append(arrays)
         return original(*arrays)
 
     monkeypatch.setattr(gallery.figures, "rate_distortion_curve", curve)
@@ -282,7 +282,7 @@ def test_curves_and_bounds_of_a_run_are_among_its_pictures(tmp_path, monkeypatch
         *("log_variances.png", "latents.png", "scatter.png", "posterior.png", "bounds.png"),
         "rate_distortion.png",
     }
-    ((got_betas, rate, distortion),) = shown
+    ((got_betas, rate, distortion),) = drawn_arguments
     assert np.array_equal(got_betas, betas)
-    assert np.array_equal(rate, values[1, 0])  # the newest by name, of these weights
+    assert np.array_equal(rate, values[1, 0])  # the last by name with these weights
     assert np.array_equal(distortion, 2 * values[1, 0])

@@ -1,4 +1,4 @@
-"""The report page: what is on it, and that a browser shows it."""
+"""The report page: its content, and how a browser displays it."""
 
 import json
 import logging
@@ -29,12 +29,12 @@ ANNEALING = {"chains": 16, "leapfrog": 10, "schedule": "sigmoid", "start": "post
 
 
 def copy(folder):
-    """A small trained run that was not measured."""
+    """A small trained run without records."""
     return small.unmeasured(finished(), folder)
 
 
 def write_record(run, bounds, *, places=range(50), annealed=False, examples="all", **changes):
-    """A record of mean bounds by k or by temperatures; example i is off by i / 10."""
+    """Write a record of mean bounds by k or temperatures; example i is offset by i / 10."""
     number = "temperatures" if annealed else "k"
     places, rows = np.asarray(places), []
     values = np.asarray([[mean + places / 10 for mean in bounds.values()]])
@@ -72,13 +72,13 @@ CONVERGED = {"word": "converged", "reason": "T and T/10 agree"}
 
 
 @pytest.fixture
-def plain(monkeypatch):
-    """Pages without the pictures of each run, which take their time."""
+def without_figures(monkeypatch):
+    """Pages without the figures of each run, which are slow to draw."""
     monkeypatch.setattr(write, "gallery_figures", lambda *_, **__: iter(()))
 
 
 class Reader(HTMLParser):
-    """The words of a page, the rows of its tables, and all attributes."""
+    """Parses a page into its text, table rows and attributes."""
 
     def __init__(self, text):
         super().__init__()
@@ -111,7 +111,7 @@ class Reader(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
     def comparison(self):
-        """Header -> cell, for each run by its name."""
+        """Header -> cell, for each run by name."""
         head, *rows = [[" ".join(cell.split()) for cell in row] for row in self.tables[0]]
         return {
             row[0].removesuffix(" not measured"): dict(zip(head, row, strict=True)) for row in rows
@@ -122,20 +122,20 @@ def read(path):
     return Reader(path.read_text(encoding="utf-8"))
 
 
-def made(tmp_path, *runs, **options):
+def parsed_page(tmp_path, *runs, **options):
     return read(write_page(runs, tmp_path / "out" / "report.html", **options))
 
 
-# --- what is on the page ----------------------------------------------------------------------
+# --- content ----------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("plain")
-def test_every_bound_of_the_records_is_in_the_table(tmp_path):
+@pytest.mark.usefixtures("without_figures")
+def test_table_has_every_recorded_bound(tmp_path):
     runs = [copy(tmp_path / name) for name in ("one", "two")]
     first = write_record(runs[0], {1: -19.0, 50: -17.0})
     second = write_record(runs[0], {5: -16.0, 50: -15.5}, annealed=True, places=range(0, 50, 5))
     third = write_record(runs[1], {1: -29.0}, between_replicates_sd=None)
-    table = made(tmp_path, *runs).comparison()
+    table = parsed_page(tmp_path, *runs).comparison()
     assert list(table) == ["one", "two"]
     for name, record, prefix in (("one", first, "L"), ("one", second, "AIS"), ("two", third, "L")):
         for row in record.get("by_k", record.get("by_temperatures")):
@@ -156,11 +156,11 @@ def test_every_bound_of_the_records_is_in_the_table(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("plain")
-def test_the_committed_results_are_shown_as_they_are(tmp_path):
+@pytest.mark.usefixtures("without_figures")
+def test_committed_results_are_shown_unchanged(tmp_path):
     folders = (path.parents[1] for path in ROOT.glob("results/**/evaluations/records.jsonl"))
     runs = sorted(run for run in folders if "labels" not in run.parts)[-6:]
-    page = made(tmp_path, *runs)
+    page = parsed_page(tmp_path, *runs)
     found = 0
     for run in runs:
         for path, record in read_records(run, BOUNDING):
@@ -177,12 +177,12 @@ def test_the_committed_results_are_shown_as_they_are(tmp_path):
     assert any(expected.fullmatch(words) for words in published)
 
 
-@pytest.mark.usefixtures("plain")
-def test_what_was_really_measured_is_shown(tmp_path):
-    """The records written by hand here have the shape of those that are measured."""
+@pytest.mark.usefixtures("without_figures")
+def test_measured_records_are_shown(tmp_path):
+    """Measured records have the same shape as those that these tests write."""
     run = copy(tmp_path / "run")
     record = evaluate_run(run, ks=(1, 8))
-    row = made(tmp_path, run).comparison()["run"]
+    row = parsed_page(tmp_path, run).comparison()["run"]
     for entry in record["by_k"]:
         value = f"{entry['log_likelihood']:.2f}".replace("-", "\N{MINUS SIGN}")
         words = f"{value} ± {entry['stderr']:.2f} n = 50"
@@ -192,22 +192,22 @@ def test_what_was_really_measured_is_shown(tmp_path):
     assert row["active units"] == "+".join(map(str, record["active_units"]))
 
 
-@pytest.mark.usefixtures("plain")
-def test_a_run_that_was_not_measured_is_there_with_the_remedy(tmp_path):
+@pytest.mark.usefixtures("without_figures")
+def test_unmeasured_run_is_listed_with_the_remedy(tmp_path):
     runs = [copy(tmp_path / name) for name in ("measured", "bare run")]
     write_record(runs[0], {1: -19.0})
-    page = made(tmp_path, *runs)
+    page = parsed_page(tmp_path, *runs)
     assert page.comparison()["bare run"]["L1"] == "–"
     assert "bare run: iwae evaluate 'bare run'" in page.text()
     assert "iwae evaluate measured" not in page.text()
 
 
-def test_a_run_without_models_has_no_pictures_but_its_records(tmp_path, caplog):
+def test_run_without_models_has_records_but_no_figures(tmp_path, caplog):
     run = copy(tmp_path / "run")
     write_record(run, {1: -19.0})
     shutil.rmtree(run / "models")
     with caplog.at_level(logging.WARNING):
-        page = made(tmp_path, run)
+        page = parsed_page(tmp_path, run)
     assert "Pictures are missing" in page.text()
     assert "iwae figures run" in page.text()
     assert "no model in" in caplog.text
@@ -215,46 +215,46 @@ def test_a_run_without_models_has_no_pictures_but_its_records(tmp_path, caplog):
 
 
 @pytest.mark.slow
-def test_pictures_that_cannot_be_drawn_are_said_to_be_missing(tmp_path, monkeypatch):
+def test_figures_that_cannot_be_drawn_are_reported_missing(tmp_path, monkeypatch):
     def some(*arguments, **options):
         yield from islice(gallery_figures(*arguments, **options), 2)
         raise UserError(f"no data in {tmp_path}")
 
     monkeypatch.setattr(write, "gallery_figures", some)
-    page = made(tmp_path, copy(tmp_path / "run"))
+    page = parsed_page(tmp_path, copy(tmp_path / "run"))
     assert "Pictures are missing" in page.text()
     assert str(tmp_path) not in page.text()
     assert "Training curves" in page.text()
 
 
-@pytest.mark.usefixtures("plain")
-def test_what_is_missing_twice_is_no_column(tmp_path):
-    (row,) = made(tmp_path, copy(tmp_path / "run")).comparison().values()
+@pytest.mark.usefixtures("without_figures")
+def test_columns_without_values_are_omitted(tmp_path):
+    (row,) = parsed_page(tmp_path, copy(tmp_path / "run")).comparison().values()
     assert list(row) == ["run", "data", "objective", "layers", "epochs", "seeds"]
 
 
-@pytest.mark.usefixtures("plain")
+@pytest.mark.usefixtures("without_figures")
 def test_records_of_other_models_are_left_out(tmp_path):
     run = copy(tmp_path / "run")
     write_record(run, {1: -19.0})
     write_record(run, {50: -18.0}, model_sha256="other")
-    page = made(tmp_path, run)
+    page = parsed_page(tmp_path, run)
     assert "L50" not in page.comparison()["run"]
     assert "Records of other models are omitted" in page.text()
-    assert "Records of other models" not in made(tmp_path, copy(tmp_path / "other")).text()
+    assert "Records of other models" not in parsed_page(tmp_path, copy(tmp_path / "other")).text()
 
 
-@pytest.mark.usefixtures("plain")
-def test_of_two_records_that_of_more_examples_counts(tmp_path):
+@pytest.mark.usefixtures("without_figures")
+def test_record_of_more_examples_takes_precedence(tmp_path):
     run = copy(tmp_path / "run")
     write_record(run, {1: -19.0})
     write_record(run, {1: -10.0}, places=range(9), examples="few")
-    cell = made(tmp_path, run).comparison()["run"]["L1"]
+    cell = parsed_page(tmp_path, run).comparison()["run"]["L1"]
     assert cell.startswith("\N{MINUS SIGN}16.55")
 
 
-@pytest.mark.usefixtures("plain")
-def test_warnings_are_said(tmp_path):
+@pytest.mark.usefixtures("without_figures")
+def test_warnings_are_shown(tmp_path):
     run = copy(tmp_path / "run")
     unreliable = {"k": 1, "log_likelihood": -19.0, "stderr": 0.1, "ess_mean": 1.0}
     unreliable |= {"pareto_k_unreliable": 0.42}
@@ -262,40 +262,40 @@ def test_warnings_are_said(tmp_path):
     write_record(run, {1: -19.0}, by_k=[unreliable], ordering=ordering)
     verdict = {"word": "not converged", "reason": "T and T/10 differ by 9 +- 1 nats"}
     write_record(run, {5: -18.0, 50: -9.0}, annealed=True, verdict=verdict)
-    page = made(tmp_path, run).text()
+    page = parsed_page(tmp_path, run).text()
     assert "not in order run: L_50 is below L_1 by 1.0 ± 0.1" in page
     assert "run: not converged. T and T/10 differ by 9 ± 1 nats" in page
     assert "run: 42% of the examples; L_1 may be too low" in page
     other = copy(tmp_path / "other")
     write_record(other, {1: -19.0}, by_k=[unreliable | {"pareto_k_unreliable": 0.01}])
-    assert "unreliable (" not in made(tmp_path, other).text()
+    assert "unreliable (" not in parsed_page(tmp_path, other).text()
 
 
-@pytest.mark.usefixtures("plain")
-def test_a_bound_that_is_not_finite_is_no_number(tmp_path):
+@pytest.mark.usefixtures("without_figures")
+def test_non_finite_bound_is_shown_as_not_finite(tmp_path):
     run = copy(tmp_path / "run")
     row = {"k": 1, "log_likelihood": None, "stderr": None, "pareto_k_unreliable": None}
     write_record(run, {1: -19.0}, by_k=[row])
-    assert made(tmp_path, run).comparison()["run"]["L1"].startswith("not finite")
+    assert parsed_page(tmp_path, run).comparison()["run"]["L1"].startswith("not finite")
 
 
-# --- only the same examples are compared --------------------------------------------------------
+# --- comparisons use the same examples ----------------------------------------------------------
 
 
-@pytest.mark.usefixtures("plain")
-def test_different_test_sets_are_pointed_out_and_never_subtracted(tmp_path):
+@pytest.mark.usefixtures("without_figures")
+def test_different_test_sets_are_flagged_and_not_compared(tmp_path):
     runs = [copy(tmp_path / name) for name in ("one", "two")]
     write_record(runs[0], {1: -19.0})
     write_record(runs[1], {1: -18.0}, test_sha256="b" * 64)
-    page = made(tmp_path, *runs).text()
+    page = parsed_page(tmp_path, *runs).text()
     assert "The runs were measured on different test sets" in page
     assert "aaaaaaaaaaaa…" in page
     assert "bbbbbbbbbbbb…" in page
     assert "Paired differences" not in page
 
 
-@pytest.mark.usefixtures("plain")
-def test_differences_are_paired_and_of_shared_examples(tmp_path):
+@pytest.mark.usefixtures("without_figures")
+def test_differences_are_paired_on_shared_examples(tmp_path):
     runs = [copy(tmp_path / name) for name in ("one", "two")]
     write_record(runs[0], {1: -19.0, 50: -17.0})
     write_record(runs[1], {1: -18.5, 9: -18.0}, places=range(10), examples="ten")
@@ -305,7 +305,7 @@ def test_differences_are_paired_and_of_shared_examples(tmp_path):
         changed = dict(arrays)
     changed["log_likelihood"] = changed["log_likelihood"] + noise
     np.savez(file, **changed)
-    page = made(tmp_path, *runs)
+    page = parsed_page(tmp_path, *runs)
     words = page.text()
     assert "different test sets" not in words
     assert "L_1: of 10 and 50 examples" in words
@@ -322,29 +322,29 @@ def test_differences_are_paired_and_of_shared_examples(tmp_path):
     assert mean in cell
 
 
-@pytest.mark.usefixtures("plain")
-def test_a_run_without_a_bound_does_not_hide_the_difference_of_the_others(tmp_path):
+@pytest.mark.usefixtures("without_figures")
+def test_run_without_a_bound_does_not_hide_other_differences(tmp_path):
     runs = [copy(tmp_path / name) for name in ("one", "two", "three")]
     for run, bounds in zip(runs, ({1: -19.0, 50: -17.0}, {1: -18.0}, {50: -16.0}), strict=True):
         write_record(run, bounds)
-    head, _, two, three = made(tmp_path, *runs).tables[1]
+    head, _, two, three = parsed_page(tmp_path, *runs).tables[1]
     assert head == ["run", "L1 n = 50", "L50 n = 50"]
     assert [two[1][:6], two[2], three[1], three[2][:6]] == ["+1.000", "–", "–", "+1.000"]
 
 
-@pytest.mark.usefixtures("plain")
-def test_the_same_examples_need_no_caution(tmp_path):
+@pytest.mark.usefixtures("without_figures")
+def test_same_examples_need_no_caution(tmp_path):
     runs = [copy(tmp_path / name) for name in ("one", "two")]
     for run in runs:
         write_record(run, {1: -19.0})
-    text = made(tmp_path, *runs).text()
+    text = parsed_page(tmp_path, *runs).text()
     for words in ("different test sets", "different examples", "different ways", "same examples"):
         assert words not in text
     assert "Paired differences" in text
 
 
-@pytest.mark.usefixtures("plain")
-def test_bounds_of_a_subset_and_other_ways_to_anneal_are_pointed_out(tmp_path):
+@pytest.mark.usefixtures("without_figures")
+def test_subsets_and_differing_annealing_are_flagged(tmp_path):
     runs = [copy(tmp_path / name) for name in ("one", "two")]
     write_record(runs[0], {1: -19.0})
     for run, chains in zip(runs, (16, 8), strict=True):
@@ -352,7 +352,7 @@ def test_bounds_of_a_subset_and_other_ways_to_anneal_are_pointed_out(tmp_path):
         write_record(
             run, {5: -18.0, 50: -17.0}, annealed=True, places=range(9), examples="b", annealing=how
         )
-    page = made(tmp_path, *runs).text()
+    page = parsed_page(tmp_path, *runs).text()
     assert "Not all bounds are of the same examples" in page
     assert "AIS_50: from the posterior, 16 chains" in page
     assert "Every bound on the same examples" in page
@@ -363,30 +363,30 @@ def test_bounds_of_a_subset_and_other_ways_to_anneal_are_pointed_out(tmp_path):
     assert "\N{MINUS SIGN}14.55 ± 0.21" in page
 
 
-# --- names, and what must not leave the machine -------------------------------------------------
+# --- names and privacy --------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("plain")
+@pytest.mark.usefixtures("without_figures")
 def test_names_are_escaped(tmp_path):
     name = '<b>&"x'
     run = copy(tmp_path / name)
     write_record(run, {1: -19.0})
-    page = made(tmp_path, run, copy(tmp_path / "<script>alert(1)<"))
+    page = parsed_page(tmp_path, run, copy(tmp_path / "<script>alert(1)<"))
     assert name in page.comparison()
     assert page.tags["b"] == 0
     assert page.tags["script"] == 1
     assert ("th", "data-value", name) in page.attributes
 
 
-def test_names_tell_the_runs_apart(tmp_path):
+def test_run_names_are_unique(tmp_path):
     names = ["a/run", "b/run", "c", "x/seed-0", "y/seed-0"]
     assert page_run_names([tmp_path / name for name in names]) == names
     assert page_run_names([tmp_path / "run" / ".." / "run"]) == ["run"]
 
 
 @pytest.mark.slow
-def test_nothing_is_loaded_and_no_folder_is_told(page_of_two):
-    text = page_of_two.read_text(encoding="utf-8")
+def test_page_loads_nothing_and_reveals_no_folder(full_page):
+    text = full_page.read_text(encoding="utf-8")
     page = Reader(text)
     assert "http:" not in text
     assert "https:" not in text
@@ -395,7 +395,7 @@ def test_nothing_is_loaded_and_no_folder_is_told(page_of_two):
         if name in {"src", "href", "xlink:href", "srcset", "data", "action"}:
             assert value.startswith(("data:", "#")), (tag, name, value[:60])
     assert str(small.FOLDER) not in text
-    assert str(page_of_two.parent) not in text
+    assert str(full_page.parent) not in text
     assert "default-src 'none'" in text
 
 
@@ -403,8 +403,8 @@ def test_nothing_is_loaded_and_no_folder_is_told(page_of_two):
 
 
 @pytest.fixture(scope="module")
-def page_of_two(tmp_path_factory):
-    """A page of two small runs with all that there may be on one."""
+def full_page(tmp_path_factory):
+    """A page of three small runs with every kind of content."""
     folder = tmp_path_factory.mktemp("page")
     runs = [copy(folder / name) for name in ('one <b>&"x', "two", "three")]
     for run, level in zip(runs[:2], (-20.0, -10.0), strict=True):
@@ -417,8 +417,8 @@ def page_of_two(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_figure_has_a_caption_and_words_for_those_who_do_not_see_it(page_of_two):
-    page = read(page_of_two)
+def test_every_figure_has_a_caption_and_alternative_text(full_page):
+    page = read(full_page)
     headings = {
         *("Samples", "Reconstructions", "Posteriors", "Training curves"),
         *("Filters of the decoder", "Samples through training"),
@@ -436,38 +436,38 @@ def test_every_figure_has_a_caption_and_words_for_those_who_do_not_see_it(page_o
 
 
 @pytest.mark.slow
-def test_identifiers_are_unique(page_of_two):
-    """Charts that were drawn apart share a document here."""
-    attributes = read(page_of_two).attributes
+def test_identifiers_are_unique(full_page):
+    """Charts that were drawn separately share one document."""
+    attributes = read(full_page).attributes
     names = Counter(value for _, name, value in attributes if name == "id")
     assert names
     assert max(names.values()) == 1
-    text = page_of_two.read_text(encoding="utf-8")
+    text = full_page.read_text(encoding="utf-8")
     assert set(re.findall(r'(?:url\(|href=")#([\w-]+)', text)) <= set(names)
 
 
 @pytest.mark.slow
-def test_ink_follows_the_colours_of_the_page(page_of_two):
-    charts = re.findall(r"<svg role.*?</svg>", page_of_two.read_text("utf-8"), re.DOTALL)
+def test_charts_follow_the_colours_of_the_page(full_page):
+    charts = re.findall(r"<svg role.*?</svg>", full_page.read_text("utf-8"), re.DOTALL)
     assert len(charts) >= 3
     for chart in charts:
         assert not {"#222222", "#ffffff", "#000000"} & set(re.findall("#[0-9a-f]{6}", chart))
         assert "currentColor" in chart
 
 
-# --- mistakes -----------------------------------------------------------------------------------
+# --- invalid requests ---------------------------------------------------------------------------
 
 
-def test_mistakes_are_refused_in_one_line_with_the_remedy(tmp_path):
+def test_invalid_requests_are_refused_in_one_line_with_the_remedy(tmp_path):
     run, out = copy(tmp_path / "run"), tmp_path / "report.html"
-    for runs, path, words in (
+    for runs, path, message in (
         ([], out, "name the folder of at least one"),
         ([tmp_path], out, "holds no run: config.toml is missing"),
         ([tmp_path / "nowhere"], out, "holds no run"),
         ([run, tmp_path / "run" / "models" / ".."], out, "named twice"),
         ([run], tmp_path, "is a folder; name a file"),
     ):
-        with pytest.raises(UserError, match=words) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             write_page(runs, path)
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="final or best or both, not 'first'"):
@@ -475,8 +475,8 @@ def test_mistakes_are_refused_in_one_line_with_the_remedy(tmp_path):
     assert not out.exists()
 
 
-@pytest.mark.usefixtures("plain")
-def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("without_figures")
+def test_page_is_written_atomically(tmp_path, monkeypatch):
     run, out = copy(tmp_path / "run"), tmp_path / "out" / "report.html"
     out.parent.mkdir()
     out.write_text("before")
@@ -494,7 +494,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert "before" not in out.read_text()[:20]
 
 
-def test_a_curve_whose_rows_do_not_fit_together_is_left_out(tmp_path, caplog):
+def test_inconsistent_training_rows_are_left_out(tmp_path, caplog):
     run = read_page_run(copy(tmp_path / "run"), "run", "final")
     odd = [{"epoch": 1, "train_bound": [-2.0]}, {"epoch": 2, "train_bound": [-1.0, -3.0]}]
     assert run_training_chart({0: run._replace(metrics=odd)}) is None
@@ -503,10 +503,10 @@ def test_a_curve_whose_rows_do_not_fit_together_is_left_out(tmp_path, caplog):
 
 
 @pytest.mark.slow
-def test_a_page_of_one_run_leaves_it_as_it_is(tmp_path):
+def test_page_of_one_run_leaves_the_run_unchanged(tmp_path):
     run = copy(tmp_path / "run")
     before = sorted(run.rglob("*"))
-    page = made(tmp_path, run)
+    page = parsed_page(tmp_path, run)
     assert sorted(run.rglob("*")) == before
     assert "Samples. Means of p(x|z)" in page.text()
     assert page.tags["figure"] >= 8
@@ -514,30 +514,30 @@ def test_a_page_of_one_run_leaves_it_as_it_is(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("plain")
-def test_the_best_weights_have_records_of_their_own(tmp_path):
+@pytest.mark.usefixtures("without_figures")
+def test_best_weights_have_their_own_records(tmp_path):
     run = copy(tmp_path / "run")
     write_record(run, {1: -19.0})
     digest = trained_model_sha256(run, "best", 0)
     write_record(run, {50: -9.0}, weights="best", model_sha256=digest)
-    assert "L50" not in made(tmp_path, run).comparison()["run"]
-    page = made(tmp_path, run, weights="best")
+    assert "L50" not in parsed_page(tmp_path, run).comparison()["run"]
+    page = parsed_page(tmp_path, run, weights="best")
     assert list(page.comparison()["run"])[6:] == ["L50", "active units"]
     assert "of the best weights" in page.text()
     assert "iwae report run --weights best --out report.html" in page.text()
-    bare = made(tmp_path, copy(tmp_path / "bare"), weights="best")
+    bare = parsed_page(tmp_path, copy(tmp_path / "bare"), weights="best")
     assert "iwae evaluate bare --weights best" in bare.text()
 
 
-@pytest.mark.usefixtures("plain")
-def test_best_weights_stand_beside_final_ones_and_are_pointed_out(tmp_path):
+@pytest.mark.usefixtures("without_figures")
+def test_best_and_final_weights_are_shown_side_by_side(tmp_path):
     run = copy(tmp_path / "run")
     digest = trained_model_sha256(run, "best", 0)
     write_record(run, {50: -9.0}, weights="best", model_sha256=digest)
     remedy = "run: measured with best weights: add --weights best, or iwae evaluate run"
-    assert remedy in made(tmp_path, run).text()
+    assert remedy in parsed_page(tmp_path, run).text()
     write_record(run, {1: -19.0, 50: -8.5, 60: -8.0})
-    page = made(tmp_path, run, weights="both")
+    page = parsed_page(tmp_path, run, weights="both")
     assert list(page.comparison()) == ["run, final", "run, best"]
     assert "add --weights best" not in page.text()
     assert "iwae report run --weights both --out report.html" in page.text()
@@ -545,7 +545,7 @@ def test_best_weights_stand_beside_final_ones_and_are_pointed_out(tmp_path):
     assert (first, second) == ("run, final", "run, best")
     assert cell.startswith("\N{MINUS SIGN}0.500 ± 0.000")
     write_record(run, {5: -8.4, 50: -8.2}, annealed=True, weights="best", model_sha256=digest)
-    annealed = made(tmp_path, run, weights="both").tables[2]
+    annealed = parsed_page(tmp_path, run, weights="both").tables[2]
     assert [row[0] for row in annealed] == ["run", "run, best"]
     assert any(cell.startswith("\N{MINUS SIGN}5.75 ± ") for cell in annealed[1])
 
@@ -554,27 +554,27 @@ def test_best_weights_stand_beside_final_ones_and_are_pointed_out(tmp_path):
 
 
 @pytest.fixture
-def opened(browser, page_of_two):
-    """Opens the page from its file; at the end nothing may have gone wrong."""
-    contexts, wrong = [], []
+def open_page(browser, full_page):
+    """Opens the page from its file; on teardown no error may have occurred."""
+    contexts, errors = [], []
 
-    def open_page(**options):
+    def open_tab(**options):
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         contexts.append(context)
         tab = context.new_page()
         tab.set_default_timeout(10_000)
-        tab.on("console", lambda message: wrong.append(message.text))
-        tab.on("pageerror", lambda error: wrong.append(str(error)))
-        tab.on("requestfailed", lambda request: wrong.append(request.url[:100]))
+        tab.on("console", lambda message: errors.append(message.text))
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.on("requestfailed", lambda request: errors.append(request.url[:100]))
         tab.on("request", lambda request: requests.append(request.url[:100]))
-        tab.goto(page_of_two.as_uri(), wait_until="load")
+        tab.goto(full_page.as_uri(), wait_until="load")
         return tab
 
     requests = []
-    yield open_page
+    yield open_tab
     for context in contexts:
         context.close()
-    assert not wrong
+    assert not errors
     assert not [url for url in requests if not url.startswith(("file:", "data:"))]
 
 
@@ -590,19 +590,19 @@ CORNERS = """
 
 
 @pytest.mark.slow
-def test_it_opens_from_the_file_system_and_all_images_are_decoded(opened):
-    tab = opened()
+def test_page_opens_from_the_file_system_with_all_images(open_page):
+    tab = open_page()
     widths = tab.evaluate("[...document.images].map(image => image.naturalWidth)")
     assert len(widths) >= 8
     assert min(widths) > 0
     tab.evaluate("Promise.all([...document.images].map(image => image.decode()))")
     corners = tab.evaluate(CORNERS)
-    assert corners == [[255, 255, 255, 255]] * len(widths)  # of margins, at the very end of a file
+    assert corners == [[255, 255, 255, 255]] * len(widths)  # the margin, at the very end of a file
     assert tab.locator("figure svg[role=img]").count() >= 3
 
 
 def column(tab, title):
-    """The texts of the run names, and of the cells below a header, from top to bottom."""
+    """The name, value below a header, and sort state of each run, from top to bottom."""
     return tab.evaluate(
         """title => {
             const table = document.querySelector("#comparison");
@@ -617,8 +617,8 @@ def column(tab, title):
 
 
 @pytest.mark.slow
-def test_clicking_a_header_sorts_both_ways_and_what_is_missing_stays_last(opened):
-    tab = opened()
+def test_clicking_a_header_sorts_both_ways_with_missing_values_last(open_page):
+    tab = open_page()
     assert [name for name, _, _ in column(tab, "L50")] == ['one <b>&"x', "two", "three"]
     button = tab.locator("#comparison thead button", has_text=re.compile(r"^L50$"))
     button.click()
@@ -637,8 +637,8 @@ def test_clicking_a_header_sorts_both_ways_and_what_is_missing_stays_last(opened
 
 
 @pytest.mark.slow
-def test_numbers_sort_as_numbers(opened):
-    tab = opened()
+def test_table_sorts_numerically(open_page):
+    tab = open_page()
     tab.evaluate(
         """() => {
             const table = document.querySelector("#comparison");
@@ -654,8 +654,8 @@ def test_numbers_sort_as_numbers(opened):
 
 
 @pytest.mark.slow
-def test_a_telephone_scrolls_tables_and_not_the_page(opened):
-    tab = opened(viewport={"width": 375, "height": 800})
+def test_narrow_screen_scrolls_tables_not_the_page(open_page):
+    tab = open_page(viewport={"width": 375, "height": 800})
     assert tab.evaluate("document.documentElement.scrollWidth") <= 375
     wide = "[...document.querySelectorAll('.scroll')].some(one => one.scrollWidth > 375)"
     assert tab.evaluate(wide)
@@ -677,7 +677,7 @@ LUMINANCE = """
 
 
 def luminances(tab, selector):
-    """Of the text and of what is behind it (WCAG)."""
+    """The luminance of the text and of its background (WCAG)."""
     return tab.evaluate(
         f"""selector => {{
             const luminance = {LUMINANCE};
@@ -695,8 +695,8 @@ def luminances(tab, selector):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_by_day_and_by_night(opened, scheme):
-    tab = opened(color_scheme=scheme)
+def test_text_has_contrast_in_light_and_dark_mode(open_page, scheme):
+    tab = open_page(color_scheme=scheme)
     back = luminances(tab, "body")[1]
     assert back < 0.05 if scheme == "dark" else back > 0.9
     selectors = """
@@ -712,8 +712,8 @@ def test_text_stands_out_by_day_and_by_night(opened, scheme):
 
 
 @pytest.mark.slow
-def test_a_click_enlarges_a_picture(opened):
-    tab = opened()
+def test_click_enlarges_a_figure(open_page):
+    tab = open_page()
     picture = tab.locator("button.enlarge img").first
     small_width = picture.bounding_box()["width"]
     picture.click()
