@@ -1,4 +1,4 @@
-"""The queue on a real Ray cluster of two workers, one of which is killed in mid-training."""
+"""The queue on a real Ray cluster of two workers, one of which is killed during training."""
 
 import json
 import math
@@ -29,7 +29,7 @@ NEEDS_RAY = pytest.mark.skipif(
 )
 
 LONG = {"epochs": 2500, "log_every": 3000, "validation": 0}
-"""Some seconds of training; the stages of the schedule end with checkpoints on the way."""
+"""Some seconds of training; the stages of the schedule end with checkpoints."""
 
 TASKS = """
 import json, sys, threading, time
@@ -47,11 +47,11 @@ tasks = [
 ]
 """
 
-ALONE = """
+LOCAL = """
 outcomes = work(out, tasks)
 """
 
-KILLED = """
+KILL_A_WORKER = """
 import ray
 from ray.cluster_utils import Cluster
 
@@ -60,7 +60,7 @@ workers = [cluster.add_node(num_cpus=1) for _ in range(2)]
 ray.init(address=cluster.address, log_to_driver=False)
 
 def kill_one():
-    # Both are at work, and a checkpoint of each has come home.
+    # Both are training, and a checkpoint of each has been copied back.
     while not all(any(out.glob(f"{task.name}/checkpoints/[0-9]*")) for task in tasks):
         time.sleep(0.05)
     cluster.remove_node(workers[0], allow_graceful=False)
@@ -77,24 +77,31 @@ assert jax.device_count() == 2 and jax.local_device_count() == 1
 outcomes = work(out, tasks)
 """
 
-TELL = """
+REPORT = """
 for outcome in outcomes:
     print(outcome.task.name, outcome.status, outcome.reason, flush=True)
 """
 
 
 @pytest.fixture(scope="module")
-def started():
+def start_program():
     """Starts programs in sessions of their own; none of their processes outlives the tests."""
     values = small.config(**LONG).model_dump(mode="json", exclude_none=True)
     programs = []
 
     def start(program, out, scratch="", **environment):
-        words = [sys.executable, "-c", TASKS + program + TELL, out, scratch, json.dumps(values)]
+        arguments = [
+            sys.executable,
+            "-c",
+            TASKS + program + REPORT,
+            out,
+            scratch,
+            json.dumps(values),
+        ]
         env = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "RAY_TMPDIR": folder, **environment}
         programs.append(
             subprocess.Popen(
-                words,
+                arguments,
                 env=env,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -104,7 +111,7 @@ def started():
         )
         return programs[-1]
 
-    # Ray's sockets are in there, and the paths of sockets must be short.
+    # It holds Ray's sockets, whose paths must be short.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         yield start
         for program in programs:
@@ -113,8 +120,8 @@ def started():
             program.communicate()
 
 
-def told(process):
-    """What a program printed, once it has ended well."""
+def output_lines(process):
+    """The lines that a program printed; it must succeed."""
     out, errors = process.communicate()
     assert process.returncode == 0, errors[-3000:]
     return out.splitlines()
@@ -131,40 +138,40 @@ def numbers(out):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, started):
+def uninterrupted(tmp_path_factory, start_program):
     out = tmp_path_factory.mktemp("undisturbed")
-    assert told(started(ALONE, out)) == ["seed-0 done ", "seed-1 done "]
+    assert output_lines(start_program(LOCAL, out)) == ["seed-0 done ", "seed-1 done "]
     return numbers(out)
 
 
 @NEEDS_RAY
 @pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False], ids=["shared folder", "through Ray"])
-def test_a_worker_that_dies_changes_no_number(started, undisturbed, tmp_path, shared):
+def test_killed_worker_changes_no_number(start_program, uninterrupted, tmp_path, shared):
     scratch = "" if shared else str(tmp_path / "scratch")
-    lines = told(started(KILLED, tmp_path / "out", scratch))
-    lines = [line for line in lines if line.startswith(("killed", "seed-"))]  # Ray tells of it too
+    lines = output_lines(start_program(KILL_A_WORKER, tmp_path / "out", scratch))
+    lines = [line for line in lines if line.startswith(("killed", "seed-"))]  # Ray reports it too
     assert sorted(lines) == ["killed", "seed-0 done ", "seed-1 done "]
-    assert lines[0] == "killed"  # in mid-training
-    assert numbers(tmp_path / "out") == undisturbed
-    assert len(undisturbed) > 4
+    assert lines[0] == "killed"  # during training
+    assert numbers(tmp_path / "out") == uninterrupted
+    assert len(uninterrupted) > 4
 
 
 @pytest.mark.slow
-def test_two_processes_of_one_program_share_the_work(started, undisturbed, tmp_path):
+def test_two_processes_of_one_program_share_the_work(start_program, uninterrupted, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
     processes = [
-        started(DISTRIBUTED, tmp_path, COORDINATOR=coordinator, PROCESS=str(number))
+        start_program(DISTRIBUTED, tmp_path, COORDINATOR=coordinator, PROCESS=str(number))
         for number in range(2)
     ]
-    lines = [line for process in processes for line in told(process)]
+    lines = [line for process in processes for line in output_lines(process)]
     assert {"seed-0 done ", "seed-1 done "} <= set(lines)
-    assert numbers(tmp_path) == undisturbed
+    assert numbers(tmp_path) == uninterrupted
 
 
-def test_a_folder_comes_home_without_old_checkpoints_and_other_files_stay(tmp_path):
+def test_folder_returns_without_old_checkpoints_and_other_files_stay(tmp_path):
     there, home = tmp_path / "there" / "a" / "b", Home(tmp_path / "home")
     (there / "deep").mkdir(parents=True)
     (there / "deep" / "file").write_text("new")
@@ -181,7 +188,7 @@ def test_a_folder_comes_home_without_old_checkpoints_and_other_files_stay(tmp_pa
     assert (tmp_path / "elsewhere" / "deep" / "file").read_text() == "new"
 
 
-def test_what_describes_a_model_comes_home_after_its_weights(tmp_path, monkeypatch):
+def test_model_description_is_copied_after_its_weights(tmp_path, monkeypatch):
     model = tmp_path / "there" / "models" / "final-0"
     model.mkdir(parents=True)
     for name in ("model.json", "model.safetensors"):
@@ -195,7 +202,7 @@ def test_what_describes_a_model_comes_home_after_its_weights(tmp_path, monkeypat
 
 
 class Actor:
-    """What a worker sees of an actor, without Ray: a call is done when it is asked for."""
+    """An actor as a worker sees it, without Ray: a remote call runs at once."""
 
     def __init__(self, thing):
         self.thing = thing
@@ -205,34 +212,34 @@ class Actor:
 
 
 @pytest.fixture
-def a_place(tmp_path, monkeypatch):
-    """Makes places of workers that share nothing but a home."""
+def make_place(tmp_path, monkeypatch):
+    """Makes places of workers that share only a home."""
     monkeypatch.setattr(cluster, "_get", lambda answer: answer)
     return lambda home, name: Place(tmp_path / name, None, math.inf, Actor(home), 0.0)
 
 
 @pytest.mark.slow
-def test_a_worker_that_was_given_up_and_comes_back_brings_nothing(tmp_path, a_place):
+def test_superseded_worker_writes_nothing(tmp_path, make_place):
     task = Task("a", small.config(), (Measure((1,)),))
-    left = {}
+    second = {}
 
-    class GivenUp(Home):
+    class Superseded(Home):
         def write(self, name, attempt, packed):
             if self.attempts == {"a": 1}:
-                left["outcome"] = _on_worker(a_place(self, "second"), task)
-                left["numbers"] = numbers(tmp_path / "home")
+                second["outcome"] = _on_worker(make_place(self, "second"), task)
+                second["numbers"] = numbers(tmp_path / "home")
             return super().write(name, attempt, packed)
 
-    first = _on_worker(a_place(GivenUp(tmp_path / "home"), "first"), task)
+    first = _on_worker(make_place(Superseded(tmp_path / "home"), "first"), task)
     assert first == ("taken over", "another worker took over a")
-    assert left["outcome"] == ("done", "")
-    assert len(left["numbers"]) > 2
-    assert numbers(tmp_path / "home") == left["numbers"]
+    assert second["outcome"] == ("done", "")
+    assert len(second["numbers"]) > 2
+    assert numbers(tmp_path / "home") == second["numbers"]
     assert task_state(tmp_path / "home", task).status == "done"
 
 
 class Immediate:
-    """A cluster that does a task when it is given it."""
+    """A cluster that runs each task as soon as it is submitted."""
 
     exceptions = SimpleNamespace(RayError=ArithmeticError)
 
@@ -246,8 +253,8 @@ class Immediate:
         return answer
 
 
-def test_what_another_queue_is_at_work_on_is_left_to_it(tmp_path, monkeypatch):
-    """Where workers have no common folder, the queue that sends them out holds the tasks."""
+def test_tasks_locked_by_another_queue_are_skipped(tmp_path, monkeypatch):
+    """Where workers share no folder, the queue that submits the tasks holds their locks."""
     monkeypatch.setattr(cluster, "_connect", lambda *_: Immediate())
     monkeypatch.setattr(cluster, "_home", lambda *_: "home")
     monkeypatch.setattr(
@@ -256,19 +263,19 @@ def test_what_another_queue_is_at_work_on_is_left_to_it(tmp_path, monkeypatch):
     tasks = [Task(name, small.config()) for name in ("a", "b")]
     tasks.append(Task("c", small.config(init_from=tmp_path / "a"), needs="a"))
     with lock_task(tmp_path, tasks[0]):
-        found = list(work_on_ray(tmp_path, tasks, scratch=tmp_path / "scratch"))
-    assert [(one.task.name, one.status) for one in found] == [
+        outcomes = list(work_on_ray(tmp_path, tasks, scratch=tmp_path / "scratch"))
+    assert [(one.task.name, one.status) for one in outcomes] == [
         ("a", "in use"),
         ("b", "in use"),
         ("c", "waiting"),
     ]
-    assert (found[0].reason, found[1].reason) == ("a is in use by another process", "b")
-    assert task_state(tmp_path, tasks[1]).status == "waiting"  # it has let go of it
+    assert (outcomes[0].reason, outcomes[1].reason) == ("a is in use by another process", "b")
+    assert task_state(tmp_path, tasks[1]).status == "waiting"  # its lock is released
     with pytest.raises(UserError, match="leave scratch out"):
         next(work_on_ray(tmp_path, tasks, scratch=tmp_path))
 
 
-def test_an_archive_writes_nothing_outside_of_its_folder(tmp_path):
+def test_archive_writes_nothing_outside_its_folder(tmp_path):
     archive = tmp_path / "evil.tar"
     with tarfile.open(archive, "w") as tar:
         tar.add(__file__, arcname="../outside")
@@ -279,14 +286,14 @@ def test_an_archive_writes_nothing_outside_of_its_folder(tmp_path):
     assert not any((tmp_path / "in" / "folder").iterdir())
 
 
-def test_without_ray_it_says_how_to_get_it(tmp_path, monkeypatch):
+def test_missing_ray_is_reported_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'iwae\[ray\]'"):
         next(work_on_ray(tmp_path, []))
 
 
 @pytest.mark.parametrize(
-    ("address", "variable", "where"),
+    ("address", "variable", "expected"),
     [
         (None, None, "local"),
         (None, "", "local"),
@@ -294,12 +301,10 @@ def test_without_ray_it_says_how_to_get_it(tmp_path, monkeypatch):
         ("auto", None, "auto"),
     ],
 )
-@pytest.mark.parametrize("trouble", [ConnectionError, ValueError, Exception])
-def test_without_an_address_a_cluster_is_started_here(
-    address, variable, where, trouble, monkeypatch
-):
+@pytest.mark.parametrize("error", [ConnectionError, ValueError, Exception])
+def test_cluster_starts_locally_without_an_address(address, variable, expected, error, monkeypatch):
     def init(address, **_):
-        raise trouble(f"asked for {address}")
+        raise error(f"asked for {address}")
 
     fake = SimpleNamespace(is_initialized=lambda: False, init=init)
     monkeypatch.setitem(sys.modules, "ray", fake)
@@ -308,15 +313,15 @@ def test_without_an_address_a_cluster_is_started_here(
         monkeypatch.setenv("RAY_ADDRESS", variable)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")  # so that it is restored
     monkeypatch.delenv("RAY_AUTH_TOKEN")
-    with pytest.raises(UserError, match=f"no Ray cluster at {where}: asked for {where}"):
+    with pytest.raises(UserError, match=f"no Ray cluster at {expected}: asked for {expected}"):
         cluster._connect(address, 1, 0.0)
     # Ray would keep a token of its own in the user's home.
-    assert ("RAY_AUTH_TOKEN" in os.environ) == (where == "local")
+    assert ("RAY_AUTH_TOKEN" in os.environ) == (expected == "local")
 
 
-def test_a_termination_that_a_library_takes_for_ctrl_c_stays_one():
+def test_sigterm_that_a_library_turns_into_ctrl_c_still_terminates():
     def wait():
-        """Wait as Ray does, which raises another exception for that of the handler."""
+        """Wait as Ray does, which replaces the exception of the handler."""
         with suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
         raise KeyboardInterrupt
@@ -326,7 +331,7 @@ def test_a_termination_that_a_library_takes_for_ctrl_c_stays_one():
 
 
 @pytest.mark.parametrize("during", [False, True], ids=["afterwards", "during the start"])
-def test_a_termination_is_not_left_to_ray(during, monkeypatch):
+def test_ray_does_not_take_over_sigterm(during, monkeypatch):
     def ours(*_):
         raise Terminated
 

@@ -1,4 +1,4 @@
-"""Many runs: each done once, however often the queue is stopped, killed or fails."""
+"""The queue: each task is done once, however often the queue is stopped, killed or fails."""
 
 import errno
 import fcntl
@@ -39,12 +39,12 @@ def task(name="a", measures=(QUICK,), needs=None, **changes):
     return Task(name, small.config(**changes), measures, needs)
 
 
-def words(outcomes):
+def statuses(outcomes):
     return [(one.task.name, one.status) for one in outcomes]
 
 
 def numbers(out, name):
-    """What a finished task leaves: models bit for bit, and the values of its records."""
+    """The results of a finished task: models and values of records, bit for bit."""
     run = Path(out) / name
     values = {}
     for path in sorted((run / "evaluations").glob("*.npz")):
@@ -54,111 +54,109 @@ def numbers(out, name):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     """A finished task; tests share it, so they must not change it."""
     out = tmp_path_factory.mktemp("undisturbed")
-    assert words(work(out, [task()])) == [("a", "done")]
+    assert statuses(work(out, [task()])) == [("a", "done")]
     return out
 
 
 @pytest.fixture
 def step_by_step(monkeypatch):
-    """Dispatches of one step, after a first one of twenty, and a checkpoint after each."""
+    """Dispatches of one step after a first one of twenty, with a checkpoint after each."""
     monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.0)
     monkeypatch.setattr(start_and_resume, "CHECKPOINT_SECONDS", -1.0)
 
 
-def test_a_task_is_trained_and_measured_like_a_run_by_hand(undisturbed):
-    assert small.outcome(undisturbed / "a") == small.outcome(small.finished())
-    (record,) = (undisturbed / "a" / "evaluations").glob("*.json")
+def test_task_is_trained_and_measured_like_a_single_run(uninterrupted):
+    assert small.outcome(uninterrupted / "a") == small.outcome(small.finished())
+    (record,) = (uninterrupted / "a" / "evaluations").glob("*.json")
     record = json.loads(record.read_text())
     assert [row["k"] for row in record["by_k"]] == [1, 3]
     assert record["n"] == 50
-    assert task_state(undisturbed, task()) == ("done", 4, "")
+    assert task_state(uninterrupted, task()) == ("done", 4, "")
 
 
-def test_what_is_finished_is_not_done_again(undisturbed, monkeypatch):
+def test_finished_task_is_not_repeated(uninterrupted, monkeypatch):
     def never(*_, **__):
         raise AssertionError("it was done already")
 
     for name in ("start_run", "resume_run", "evaluate_run"):
         monkeypatch.setattr(here, name, never)
-    assert words(work(undisturbed, [task()])) == [("a", "done")]
+    assert statuses(work(uninterrupted, [task()])) == [("a", "done")]
 
 
-def test_a_task_may_begin_from_what_other_runs_of_the_folder_have_trained(
-    undisturbed, tmp_path, monkeypatch, caplog
+def test_task_may_start_from_stages_of_other_runs_in_the_folder(
+    uninterrupted, tmp_path, monkeypatch, caplog
 ):
     for name in ("a", "deeper/odd"):
-        shutil.copytree(undisturbed / "a", tmp_path / name)
+        shutil.copytree(uninterrupted / "a", tmp_path / name)
     (tmp_path / "deeper" / "odd" / "config.toml").write_text("k = ")
-    begun = []
+    offered = []
 
     def start(*_, others, **__):
-        begun.extend(others)
+        offered.extend(others)
         return iter(())
 
     monkeypatch.setattr(here, "start_run", start)
     here._training(tmp_path, task("b"), None, math.inf, lambda: None)
-    assert begun == [tmp_path / "a"]
+    assert offered == [tmp_path / "a"]
     assert "odd/config.toml cannot be read" in caplog.text
 
 
-def test_only_the_measure_that_is_missing_is_made(undisturbed, tmp_path, monkeypatch):
-    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+def test_only_missing_measures_are_made(uninterrupted, tmp_path, monkeypatch):
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
     more = task(measures=(QUICK, Measure((2,), examples=20)))
     assert task_state(tmp_path, more).status == "trained"
-    asked = []
+    requested = []
     real = here.evaluate_run
     monkeypatch.setattr(
-        here, "evaluate_run", lambda *a, **b: asked.append(b["ks"]) or real(*a, **b)
+        here, "evaluate_run", lambda *a, **b: requested.append(b["ks"]) or real(*a, **b)
     )
-    assert words(work(tmp_path, [more])) == [("a", "done")]
-    assert asked == [[2]]
+    assert statuses(work(tmp_path, [more])) == [("a", "done")]
+    assert requested == [[2]]
     assert task_state(tmp_path, more).status == "done"
 
 
-def test_a_measurement_of_other_models_does_not_count(undisturbed, tmp_path):
-    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+def test_measurements_of_other_models_do_not_count(uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
     other = small.finished(seed=1) / "models" / "final-0"
     shutil.copytree(other, tmp_path / "a" / "models" / "final-0", dirs_exist_ok=True)
     assert task_state(tmp_path, task()).status == "trained"
 
 
-def stopping_at(step, how):
-    """Exhausts the reports of a run, and does something once it has reached a step."""
+def call_at_step(step, action):
+    """A consumer of the reports of a run that calls `action` once, at the given step."""
 
-    def show(reports):
+    def consume(reports):
         done = False
         for report in reports:
             if report.step >= step and not done:
                 done = True
-                how()
+                action()
 
-    return show
+    return consume
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("step_by_step")
-def test_a_deadline_stops_in_good_order_and_the_same_call_goes_on(
-    undisturbed, tmp_path, monkeypatch
-):
+def test_deadline_stops_cleanly_and_the_same_call_resumes(uninterrupted, tmp_path, monkeypatch):
     late = []
     clock = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: math.inf if late else clock())
-    show = stopping_at(43, lambda: late.append(True))
+    show = call_at_step(43, lambda: late.append(True))
     first = list(work(tmp_path, [task(), task("b")], show=show, deadline=clock() + 1e6))
-    assert words(first) == [("a", "stopped"), ("b", "stopped")]
+    assert statuses(first) == [("a", "stopped"), ("b", "stopped")]
     late.clear()
     assert task_state(tmp_path, task()) == ("stopped", 1, "")
     assert task_state(tmp_path, task("b")).status == "waiting"
-    assert words(work(tmp_path, [task()])) == [("a", "done")]
-    assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
+    assert statuses(work(tmp_path, [task()])) == [("a", "done")]
+    assert numbers(tmp_path, "a") == numbers(uninterrupted, "a")
 
 
 @pytest.mark.slow
-def test_a_deadline_in_a_measurement_keeps_what_was_measured(undisturbed, tmp_path, monkeypatch):
-    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+def test_deadline_during_a_measurement_keeps_partial_results(uninterrupted, tmp_path, monkeypatch):
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "a" / "evaluations")
     late, clock = [], time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: math.inf if late else clock())
@@ -169,23 +167,23 @@ def test_a_deadline_in_a_measurement_keeps_what_was_measured(undisturbed, tmp_pa
             yield slab
 
     stopped = work(tmp_path, [task()], track=track, deadline=clock() + 1e6)
-    assert words(stopped) == [("a", "stopped")]
+    assert statuses(stopped) == [("a", "stopped")]
     assert any((tmp_path / "a" / "evaluations" / "unfinished").iterdir())
     late.clear()
-    assert words(work(tmp_path, [task()])) == [("a", "done")]
-    assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
+    assert statuses(work(tmp_path, [task()])) == [("a", "done")]
+    assert numbers(tmp_path, "a") == numbers(uninterrupted, "a")
 
 
 @pytest.mark.usefixtures("step_by_step")
-def test_a_signal_ends_the_whole_queue(tmp_path):
-    show = stopping_at(43, lambda: signal.raise_signal(signal.SIGTERM))
+def test_signal_ends_the_whole_queue(tmp_path):
+    show = call_at_step(43, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Stopped):
         list(work(tmp_path, [task(), task("b")], show=show))
     assert task_state(tmp_path, task()).status == "stopped"
     assert not (tmp_path / "b").exists()
 
 
-KILLED = """
+KILLED_QUEUE = """
 import os, signal, sys
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
@@ -199,59 +197,59 @@ from iwae.training import loop
 
 loop.DISPATCH_SECONDS, start_and_resume.CHECKPOINT_SECONDS = 0.0, -1.0
 task = Task("a", make_config({values!r}, "test"), (tests.QUICK,))
-show = tests.stopping_at(71, lambda: os.kill(os.getpid(), signal.SIGKILL))
+show = tests.call_at_step(71, lambda: os.kill(os.getpid(), signal.SIGKILL))
 list(work({out!r}, [task], show=show))
 """
 
 
 @pytest.mark.slow
-def test_a_queue_that_was_killed_ends_with_the_same_numbers(undisturbed, tmp_path):
+def test_killed_queue_resumes_to_the_same_numbers(uninterrupted, tmp_path):
     values = small.config().model_dump(mode="json", exclude_none=True)
     folders = [str(folder) for folder in Path(__file__).parents[:2]]
-    program = KILLED.format(folders=folders, values=values, out=str(tmp_path))
+    program = KILLED_QUEUE.format(folders=folders, values=values, out=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     state = task_state(tmp_path, task())
     assert (state.status, state.epoch) == ("stopped", 2)
-    assert words(work(tmp_path, [task()])) == [("a", "done")]
-    assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
+    assert statuses(work(tmp_path, [task()])) == [("a", "done")]
+    assert numbers(tmp_path, "a") == numbers(uninterrupted, "a")
 
 
-def test_what_fails_is_told_and_kept_and_the_rest_goes_on(tmp_path):
+def test_failed_task_is_reported_and_others_continue(tmp_path):
     bad = task("bad", dataset=str(tmp_path / "none.npy"))
     waits = task("waits", needs="bad", init_from=tmp_path / "bad")
     outcomes = list(work(tmp_path, [bad, waits, task()]))
-    assert words(outcomes) == [("bad", "failed"), ("waits", "waiting"), ("a", "done")]
+    assert statuses(outcomes) == [("bad", "failed"), ("waits", "waiting"), ("a", "done")]
     assert "none.npy" in outcomes[0].reason
-    assert "\n" not in outcomes[0].reason  # a user's mistake is no traceback
+    assert "\n" not in outcomes[0].reason  # a user's mistake has no traceback
     assert task_state(tmp_path, bad) == ("failed", 0, outcomes[0].reason)
 
 
-def test_a_damaged_folder_fails_alone(undisturbed, tmp_path):
-    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+def test_damaged_folder_does_not_stop_other_tasks(uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "config.toml").write_text("k = [1")
     for deadline in (math.inf, -math.inf):
         outcomes = list(work(tmp_path, [task("bad"), task()], deadline=deadline))
-        assert words(outcomes) == [("bad", "failed"), ("a", "done")]
+        assert statuses(outcomes) == [("bad", "failed"), ("a", "done")]
         assert "cannot be read" in outcomes[0].reason
 
 
-def test_a_failure_of_our_own_keeps_its_traceback_and_is_tried_again(tmp_path, monkeypatch):
+def test_internal_failure_keeps_its_traceback_and_is_retried(tmp_path, monkeypatch):
     def broken(*_, **__):
         raise ZeroDivisionError("a bug")
 
     with monkeypatch.context() as patch:
         patch.setattr(here, "evaluate_run", broken)
-        ((_, word, reason),) = work(tmp_path, [task(epochs=1)])
-    assert word == "failed"
+        ((_, status, reason),) = work(tmp_path, [task(epochs=1)])
+    assert status == "failed"
     assert "Traceback" in reason
     assert "a bug" in reason
-    assert words(work(tmp_path, [task(epochs=1)])) == [("a", "done")]
+    assert statuses(work(tmp_path, [task(epochs=1)])) == [("a", "done")]
     assert task_state(tmp_path, task(epochs=1)).status == "done"
 
 
-def test_exhausted_memory_is_told_in_one_line(tmp_path, monkeypatch):
+def test_exhausted_memory_is_reported_in_one_line(tmp_path, monkeypatch):
     def exhausted(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating")
 
@@ -259,15 +257,15 @@ def test_exhausted_memory_is_told_in_one_line(tmp_path, monkeypatch):
     assert list(work(tmp_path, [task()])) == [(task(), "failed", OUT_OF_MEMORY)]
 
 
-def test_another_process_at_work_is_left_alone(tmp_path):
+def test_task_locked_by_another_process_is_skipped(tmp_path):
     with lock_task(tmp_path, task()):
         assert task_state(tmp_path, task()).status == "in use"
-        assert words(work(tmp_path, [task()])) == [("a", "in use")]
+        assert statuses(work(tmp_path, [task()])) == [("a", "in use")]
     assert not (tmp_path / "a").exists()
 
 
-def every_file(run):
-    """When each file was written that tells what came of a run."""
+def file_times(run):
+    """The inode and modification time of each result file of a run."""
     files = (path for path in run.rglob("*") if path.is_file())
     return {
         path: (path.stat().st_ino, path.stat().st_mtime_ns)
@@ -276,23 +274,23 @@ def every_file(run):
     }
 
 
-def test_who_comes_back_after_another_took_over_writes_nothing(tmp_path, monkeypatch):
+def test_superseded_process_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # the lock was lost
     left = {}
 
     def take_over():
-        assert words(work(tmp_path, [task()])) == [("a", "done")]
-        left.update(every_file(tmp_path / "a"))
+        assert statuses(work(tmp_path, [task()])) == [("a", "done")]
+        left.update(file_times(tmp_path / "a"))
 
-    (outcome,) = work(tmp_path, [task()], show=stopping_at(1, take_over))
+    (outcome,) = work(tmp_path, [task()], show=call_at_step(1, take_over))
     assert (outcome.status, outcome.reason) == ("taken over", "another process took over a")
-    assert every_file(tmp_path / "a") == left
+    assert file_times(tmp_path / "a") == left
     assert task_state(tmp_path, task()).status == "done"
     assert not any((tmp_path / ".queue").glob("*.failure"))
 
 
-def test_who_comes_back_in_a_measurement_writes_no_record(undisturbed, tmp_path, monkeypatch):
-    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+def test_superseded_measurement_writes_no_record(uninterrupted, tmp_path, monkeypatch):
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "a" / "evaluations")
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)
     left = {}
@@ -300,15 +298,15 @@ def test_who_comes_back_in_a_measurement_writes_no_record(undisturbed, tmp_path,
     def track(slabs, _total, _label):
         for slab in slabs:
             if not left:
-                assert words(work(tmp_path, [task()])) == [("a", "done")]
-                left.update(every_file(tmp_path / "a"))
+                assert statuses(work(tmp_path, [task()])) == [("a", "done")]
+                left.update(file_times(tmp_path / "a"))
             yield slab
 
-    assert words(work(tmp_path, [task()], track=track)) == [("a", "taken over")]
-    assert every_file(tmp_path / "a") == left
+    assert statuses(work(tmp_path, [task()], track=track)) == [("a", "taken over")]
+    assert file_times(tmp_path / "a") == left
 
 
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+def test_file_system_without_locks_is_reported(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -318,33 +316,33 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     assert re.search(r"a\.lock cannot be locked \(No locks available\).*choose", outcome.reason)
 
 
-def test_a_folder_with_another_run_is_refused(undisturbed, tmp_path):
-    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
-    for other, words_of in (
+def test_folder_with_another_run_is_refused(uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    for other, message in (
         ({"k": 7}, "its k is 2, not 7"),
         ({"epochs": 3}, "its epochs is 4, not 3"),
         ({"gradient": "stl"}, "its gradient is reparam, not stl"),
     ):
-        ((_, word, reason),) = work(tmp_path, [task(**other)])
-        assert word == "failed"
-        assert words_of in reason
+        ((_, status, reason),) = work(tmp_path, [task(**other)])
+        assert status == "failed"
+        assert message in reason
         assert task_state(tmp_path, task(**other)).status == "failed"
     assert task_state(tmp_path, task()).status == "done"
 
 
 @pytest.mark.parametrize("missing", ["model.json", "model.safetensors"])
-def test_a_kill_while_models_are_written_is_made_good(undisturbed, tmp_path, missing):
-    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+def test_kill_while_writing_models_is_recovered(uninterrupted, tmp_path, missing):
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
     model = tmp_path / "a" / "models" / "final-0"
     (model / missing).rename(model / f".half-{missing}")
     assert task_state(tmp_path, task()).status == "stopped"
-    assert words(work(tmp_path, [task()])) == [("a", "done")]
+    assert statuses(work(tmp_path, [task()])) == [("a", "done")]
     (model / f".half-{missing}").unlink()
-    assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
+    assert numbers(tmp_path, "a") == numbers(uninterrupted, "a")
 
 
 @pytest.mark.parametrize("write", [1, 2])
-def test_a_kill_between_two_models_is_made_good(undisturbed, tmp_path, monkeypatch, write):
+def test_kill_between_two_models_is_recovered(uninterrupted, tmp_path, monkeypatch, write):
     class Killed(BaseException):
         """The end of the process."""
 
@@ -354,66 +352,66 @@ def test_a_kill_between_two_models_is_made_good(undisturbed, tmp_path, monkeypat
             raise Killed
         save_model(model, folder, **about)
 
-    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
     description, written = tmp_path / "a" / "models" / "final-0" / "model.json", []
-    words_of = description.read_text().replace('"finished": true', '"finished": false')
-    description.write_text(words_of)
+    text = description.read_text().replace('"finished": true', '"finished": false')
+    description.write_text(text)
     monkeypatch.setattr(start_and_resume, "save_model", save)
     with pytest.raises(Killed):
         list(work(tmp_path, [task()]))
     monkeypatch.setattr(start_and_resume, "save_model", save_model)
     assert task_state(tmp_path, task()).status == "stopped"
-    assert words(work(tmp_path, [task()])) == [("a", "done")]
-    assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
+    assert statuses(work(tmp_path, [task()])) == [("a", "done")]
+    assert numbers(tmp_path, "a") == numbers(uninterrupted, "a")
 
 
-def test_what_another_process_of_the_same_command_failed_at_is_not_tried_again(tmp_path):
+def test_failure_under_the_same_command_is_not_retried(tmp_path):
     tried = []
 
-    def fate(command):
-        ((_, word, reason),) = work(tmp_path, [task()], command=command, begin=tried.append)
-        return word, reason
+    def outcome(command):
+        ((_, status, reason),) = work(tmp_path, [task()], command=command, begin=tried.append)
+        return status, reason
 
     write_task_failure(tmp_path, task(), Failure("out of paper\nand ink", "ours"))
-    assert fate("ours") == ("failed", "out of paper\nand ink")
+    assert outcome("ours") == ("failed", "out of paper\nand ink")
     assert task_state(tmp_path, task()).status == "failed"
     assert not tried
-    assert fate("another") == ("done", "")
+    assert outcome("another") == ("done", "")
     assert len(tried) == 1
 
 
-def test_weights_of_another_moment_are_made_good(undisturbed, tmp_path):
-    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+def test_mismatched_weights_are_rewritten(uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
     folder = tmp_path / "a" / "models" / "final-0"
     about, model = read_model_facts(folder), load_model(folder)
     description = (folder / "model.json").read_bytes()
     save_model(jax.tree.map(jnp.zeros_like, model), folder, **about)
     (folder / "model.json").write_bytes(description)
     assert task_state(tmp_path, task()).status == "stopped"
-    assert words(work(tmp_path, [task()])) == [("a", "done")]
-    assert numbers(tmp_path, "a") == numbers(undisturbed, "a")
+    assert statuses(work(tmp_path, [task()])) == [("a", "done")]
+    assert numbers(tmp_path, "a") == numbers(uninterrupted, "a")
 
 
-def test_files_that_a_kill_left_half_written_are_no_obstacle(undisturbed, tmp_path):
-    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+def test_partly_written_files_are_ignored(uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
     for name in ("models/final-0/.model-x.safetensors", "evaluations/.test-x.json"):
         (tmp_path / "a" / name).touch()
     assert task_state(tmp_path, task()).status == "done"
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / ".config-x.toml").touch()
-    assert words(work(tmp_path, [task("b")])) == [("b", "done")]
+    assert statuses(work(tmp_path, [task("b")])) == [("b", "done")]
 
 
-def test_what_is_done_is_done_also_when_the_time_is_up(undisturbed):
-    assert words(work(undisturbed, [task(), task("b")], deadline=-math.inf)) == [
+def test_finished_task_is_done_even_after_the_deadline(uninterrupted):
+    assert statuses(work(uninterrupted, [task(), task("b")], deadline=-math.inf)) == [
         ("a", "done"),
         ("b", "stopped"),
     ]
 
 
-def test_a_warm_start_waits_for_what_it_needs(tmp_path):
+def test_warm_start_waits_for_its_source(tmp_path):
     warm = task("warm", needs="a", init_from=tmp_path / "a", epochs=1)
-    assert words(work(tmp_path, [task(epochs=1), warm])) == [("a", "done"), ("warm", "done")]
+    assert statuses(work(tmp_path, [task(epochs=1), warm])) == [("a", "done"), ("warm", "done")]
     first, second = (small.newest(tmp_path / name) for name in ("a", "warm"))
     assert not np.array_equal(
         jax.tree.leaves(first.state.params)[0], jax.tree.leaves(second.state.params)[0]
@@ -421,9 +419,9 @@ def test_a_warm_start_waits_for_what_it_needs(tmp_path):
 
 
 @pytest.mark.slow
-def test_annealing_is_a_measure_too(tmp_path):
+def test_annealing_is_a_measure(tmp_path):
     annealed = task(measures=(Measure(temperatures=20, examples=10),), epochs=1)
-    assert words(work(tmp_path, [annealed])) == [("a", "done")]
+    assert statuses(work(tmp_path, [annealed])) == [("a", "done")]
     assert task_state(tmp_path, annealed).status == "done"
     assert task_state(tmp_path, task(measures=(Measure(temperatures=40, examples=10),), epochs=1))[
         0
@@ -438,35 +436,35 @@ def sweep(tmp_path, text):
     return read_sweep(tmp_path / "file.toml", tmp_path / "out", (QUICK,))
 
 
-def begun(tmp_path, text, **changes):
-    """What a sweep has to do, whose runs are there afterwards, as training leaves them."""
-    found = sweep(tmp_path, text)
-    for one in found:
+def start_sweep(tmp_path, text, **changes):
+    """Start the runs of a sweep, as training does; return its settings by name."""
+    tasks = sweep(tmp_path, text)
+    for one in tasks:
         if not (tmp_path / "out" / one.name).exists():
             config = one.config.model_copy(update=changes)
             write_config(config, tmp_path / "out" / one.name / "config.toml")
-    return named(found)
+    return settings_by_name(tasks)
 
 
-def named(found):
-    return {one.name: (one.config.k, one.config.seeds()) for one in found}
+def settings_by_name(tasks):
+    return {one.name: (one.config.k, one.config.seeds()) for one in tasks}
 
 
-def test_a_longer_list_of_values_keeps_the_runs_there_are(tmp_path):
+def test_extended_sweep_keeps_existing_runs(tmp_path):
     file = 'dataset = "digits"\nepochs = 3\nk = {}\n'
     left_to_data = {"binarization": "dynamic", "observation": "bernoulli", "validation": 0}
-    first = begun(tmp_path, file.format(5), **left_to_data)
+    first = start_sweep(tmp_path, file.format(5), **left_to_data)
     assert first == {"file": (5, range(1))}
-    grown = begun(tmp_path, file.format([5]), **left_to_data)
+    grown = start_sweep(tmp_path, file.format([5]), **left_to_data)
     assert grown == first
-    grown = begun(tmp_path, file.format([50, 5]), **left_to_data)
+    grown = start_sweep(tmp_path, file.format([50, 5]), **left_to_data)
     assert grown == {"k=50": (50, range(1)), **first}
     (tmp_path / "file.toml").rename(tmp_path / "other.toml")
     (one,) = read_sweep(tmp_path / "other.toml", tmp_path / "out")[:1]
     assert one.name == "k=50"
-    again = named(sweep(tmp_path, 'k = [50, 5]\nobjective = ["iwae"]\n' + file[:-7]))
+    again = settings_by_name(sweep(tmp_path, 'k = [50, 5]\nobjective = ["iwae"]\n' + file[:-7]))
     assert again == grown
-    with_seeds = named(sweep(tmp_path, file.format([5, 50]) + "seed = [0, 1]\n"))
+    with_seeds = settings_by_name(sweep(tmp_path, file.format([5, 50]) + "seed = [0, 1]\n"))
     assert with_seeds == {
         **grown,
         "k=5,seed=1": (5, range(1, 2)),
@@ -477,7 +475,7 @@ def test_a_longer_list_of_values_keeps_the_runs_there_are(tmp_path):
 @pytest.mark.parametrize(
     ("change", "names"),
     [
-        ("validation = 100\n", {"file"}),  # refused in its turn: the folder holds another run
+        ("validation = 100\n", {"file"}),  # refused later: the folder holds another run
         ("k = [5, 6]\nvalidation = 100\n", {"k=5", "k=6"}),
         ('k = [5, 6]\ndataset = "mnist"\n', {"k=5", "k=6"}),
         ("k = [5, 6]\nepochs = 4\n", {"k=5", "k=6"}),
@@ -485,12 +483,12 @@ def test_a_longer_list_of_values_keeps_the_runs_there_are(tmp_path):
         ("k = [5, 6]\n", {"file", "k=6"}),
     ],
 )
-def test_a_run_of_another_experiment_is_not_kept(tmp_path, change, names):
+def test_run_of_another_experiment_is_not_reused(tmp_path, change, names):
     settings = {"dataset": '"digits"', "epochs": "3", "k": "5"}
     lines = "".join(f"{name} = {value}\n" for name, value in settings.items())
-    begun(tmp_path, lines, binarization="dynamic", observation="bernoulli", validation=0)
+    start_sweep(tmp_path, lines, binarization="dynamic", observation="bernoulli", validation=0)
     kept = (f"{n} = {v}\n" for n, v in settings.items() if f"{n} = " not in change)
-    assert set(named(sweep(tmp_path, change + "".join(kept)))) == names
+    assert set(settings_by_name(sweep(tmp_path, change + "".join(kept)))) == names
 
 
 @pytest.mark.parametrize(
@@ -507,70 +505,70 @@ def test_a_run_of_another_experiment_is_not_kept(tmp_path, change, names):
         ("seed = [5]", "seed = [0]", ["seed=0"]),
     ],
 )
-def test_seeds_that_have_a_run_keep_it(tmp_path, first, then, names):
+def test_seeds_with_a_run_keep_it(tmp_path, first, then, names):
     about = 'dataset = "digits"\nepochs = 3\n'
-    before = begun(tmp_path, about + first)
-    found = sweep(tmp_path, about + then)
-    assert [one.name for one in found] == names
-    assert all(named(found)[name] == before[name] for name in set(names) & set(before))
-    seeds = [seed for one in found for seed in one.config.seeds()]
+    before = start_sweep(tmp_path, about + first)
+    tasks = sweep(tmp_path, about + then)
+    assert [one.name for one in tasks] == names
+    assert all(settings_by_name(tasks)[name] == before[name] for name in set(names) & set(before))
+    seeds = [seed for one in tasks for seed in one.config.seeds()]
     assert len(set(seeds)) == len(seeds)
 
 
-def test_values_that_mean_the_same_are_runs_of_their_own(tmp_path):
+def test_equivalent_values_are_separate_runs(tmp_path):
     file = 'dataset = "digits"\nobjective = ["iwae", "elbo"]\nk = [1, 5]\nlog_every = [1, 2]\n'
-    first = begun(tmp_path, file + "seed = [0, 1]\n")
+    first = start_sweep(tmp_path, file + "seed = [0, 1]\n")
     assert len(first) == 8
-    assert named(sweep(tmp_path, file + "seed = [0, 1]\n")) == first
-    grown = named(sweep(tmp_path, file + "seed = [0, 1, 2]\n"))
+    assert settings_by_name(sweep(tmp_path, file + "seed = [0, 1]\n")) == first
+    grown = settings_by_name(sweep(tmp_path, file + "seed = [0, 1, 2]\n"))
     assert len(grown) == 16
     assert first.items() <= grown.items()
 
 
 def test_two_runs_of_the_same_seeds_are_refused(tmp_path):
     file = 'dataset = "digits"\nseed = [0, 1]\n'
-    begun(tmp_path, file)
+    start_sweep(tmp_path, file)
     shutil.copytree(tmp_path / "out" / "seed=0-1", tmp_path / "out" / "copy")
     with pytest.raises(UserError, match="hold the same seeds: remove one"):
         sweep(tmp_path, file)
 
 
-def test_a_folder_that_cannot_be_read_keeps_no_other_from_its_run(tmp_path, caplog):
-    begun(tmp_path, "k = [1, 2]\n")
+def test_unreadable_folder_does_not_block_other_runs(tmp_path, caplog):
+    start_sweep(tmp_path, "k = [1, 2]\n")
     (tmp_path / "out" / "k=1" / "config.toml").write_text("k = [1")
-    found = sweep(tmp_path, "k = [1, 2]\n")
-    assert set(named(found)) == {"k=1", "k=2"}
+    tasks = sweep(tmp_path, "k = [1, 2]\n")
+    assert set(settings_by_name(tasks)) == {"k=1", "k=2"}
     assert "its run is left as it is" in caplog.text
-    assert task_state(tmp_path / "out", found[0]).status == "failed"
+    assert task_state(tmp_path / "out", tasks[0]).status == "failed"
 
 
-def test_a_sweep_that_grows_trains_only_what_is_new(tmp_path):
+def test_extended_sweep_trains_only_new_runs(tmp_path):
     options = {**small.OPTIONS, "dataset": str(small.pictures()), "epochs": 1}
     about = "".join(f"{name} = {json.dumps(value)}\n" for name, value in options.items())
     first = sweep(tmp_path, f"{about}seed = [0, 1]")
-    assert words(work(tmp_path / "out", first)) == [("seed=0-1", "done")]
-    before = every_file(tmp_path / "out" / "seed=0-1")
+    assert statuses(work(tmp_path / "out", first)) == [("seed=0-1", "done")]
+    before = file_times(tmp_path / "out" / "seed=0-1")
     grown = sweep(tmp_path, f"{about}seed = [0, 1, 2]")
-    assert words(work(tmp_path / "out", grown)) == [("seed=0-1", "done"), ("seed=2", "done")]
-    assert every_file(tmp_path / "out" / "seed=0-1") == before
+    assert statuses(work(tmp_path / "out", grown)) == [("seed=0-1", "done"), ("seed=2", "done")]
+    assert file_times(tmp_path / "out" / "seed=0-1") == before
 
 
-def test_the_data_are_part_of_the_experiment(undisturbed, tmp_path):
-    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+def test_dataset_is_part_of_the_experiment(uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
     other = small.own_data(tmp_path / "other.npz")["dataset"]
-    ((_, word, reason),) = work(tmp_path, [task(dataset=other)])
-    assert word == "failed"
+    ((_, status, reason),) = work(tmp_path, [task(dataset=other)])
+    assert status == "failed"
     assert "its dataset is" in reason
 
 
-def test_a_sweep_is_all_combinations(tmp_path):
-    found = sweep(
+def test_sweep_covers_all_combinations(tmp_path):
+    tasks = sweep(
         tmp_path,
         'dataset = "digits"\nk = [1, 5]\nobjective = ["iwae", "elbo"]\nseed = [0, 1, 4]\n'
         "latent_sizes = [[20], [10]]\nhidden_sizes = [[100]]\nepochs = 3\n",
     )
-    assert len(found) == len({one.name for one in found}) == 2 * 2 * 2 * 2
-    assert found[0].name == "k=1,objective=iwae,seed=0-1,latent_sizes=20"
+    assert len(tasks) == len({one.name for one in tasks}) == 2 * 2 * 2 * 2
+    assert tasks[0].name == "k=1,objective=iwae,seed=0-1,latent_sizes=20"
     settings = {
         (
             one.config.k,
@@ -579,55 +577,55 @@ def test_a_sweep_is_all_combinations(tmp_path):
             one.config.replicates,
             one.config.latent_sizes,
         )
-        for one in found
+        for one in tasks
     }
     seeds = [(0, 2), (4, 1)]
     expected = itertools.product([1, 5], ["iwae", "elbo"], seeds, [(20,), (10,)])
     assert settings == {(k, o, *s, sizes) for k, o, s, sizes in expected}
-    assert {one.config.epochs for one in found} == {3}
+    assert {one.config.epochs for one in tasks} == {3}
 
 
-def test_files_of_one_name_in_two_folders_are_two_runs(tmp_path):
-    found = sweep(tmp_path, 'dataset = ["a/x.npy", "b/x.npy"]\n')
-    assert [one.name for one in found] == ["dataset=a-x", "dataset=b-x"]
+def test_files_of_one_name_in_two_folders_are_separate_runs(tmp_path):
+    tasks = sweep(tmp_path, 'dataset = ["a/x.npy", "b/x.npy"]\n')
+    assert [one.name for one in tasks] == ["dataset=a-x", "dataset=b-x"]
 
 
-def test_a_name_too_long_for_a_folder_is_cut_and_stays_its_own(tmp_path):
+def test_long_run_names_are_shortened_and_unique(tmp_path):
     lists = "".join(f"{name} = [false, true]\n" for name in ("shuffle", "output_bias"))
     lists += f'dataset = ["{"a" * 90}.npy", "{"a" * 90}.csv"]\n'
-    found = sweep(tmp_path, lists.replace(".csv", "b.npy"))
-    assert len({one.name for one in found}) == 8
-    assert max(len(one.name) for one in found) <= 120
+    tasks = sweep(tmp_path, lists.replace(".csv", "b.npy"))
+    assert len({one.name for one in tasks}) == 8
+    assert max(len(one.name) for one in tasks) <= 120
 
 
 @pytest.mark.parametrize(
     "wrong",
     [Measure((0,)), Measure(()), Measure(examples=0), Measure(temperatures=1), Measure((1, -5))],
 )
-def test_a_measure_that_cannot_be_is_refused(wrong):
+def test_invalid_measures_are_refused(wrong):
     with pytest.raises(UserError):
         wrong.check()
 
 
-def test_settings_that_are_lists_themselves_are_no_sweep(tmp_path):
+def test_list_valued_settings_are_not_swept(tmp_path):
     lists = {
         name
         for name, field in TrainConfig.model_fields.items()
-        if any(get_origin(kind) is tuple for kind in kinds_of(field.annotation))
+        if any(get_origin(kind) is tuple for kind in constituent_types(field.annotation))
     }
-    assert lists == {*DEPTHS, "stages"}  # stages are known by being tables
+    assert lists == {*DEPTHS, "stages"}  # stages are recognised as tables
     (one,) = sweep(tmp_path, 'observation = "table"\ncolumns = ["gaussian", "poisson"]\n')
     assert one.config.columns == ("gaussian", "poisson")
 
 
-def kinds_of(annotation):
-    """All types that a type is made of."""
+def constituent_types(annotation):
+    """The types that make up a type, with the type itself."""
     yield annotation
     for inner in get_args(annotation):
-        yield from kinds_of(inner)
+        yield from constituent_types(inner)
 
 
-def test_a_file_without_lists_is_a_sweep_of_one(tmp_path):
+def test_file_without_lists_is_a_single_run(tmp_path):
     (one,) = sweep(tmp_path, 'dataset = "digits"\nlatent_sizes = [3]\nhidden_sizes = [[4, 5]]\n')
     assert (one.name, one.config.latent_sizes) == ("file", (3,))
 
@@ -646,6 +644,6 @@ def test_a_file_without_lists_is_a_sweep_of_one(tmp_path):
         ("k = [1", "cannot be read"),
     ],
 )
-def test_a_wrong_sweep_is_refused(tmp_path, text, message):
+def test_invalid_sweeps_are_refused(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         sweep(tmp_path, text)

@@ -1,4 +1,4 @@
-"""Published tables: what is planned for a cell, and what its records are said to show."""
+"""Published tables: the plan of each cell, and the results read from its records."""
 
 import json
 import re
@@ -31,7 +31,7 @@ RESULTS = Path(__file__).parents[2] / "results"
 VAE = "table1/mnist/1l/vae-k1"
 
 
-def wanted_runs(out, *cells, **wanted):
+def planned_runs(out, *cells, **wanted):
     return [
         (task.name, task.config.seed, task.config.replicates)
         for task in plan_cells(out, cells, Wanted(**wanted))
@@ -42,32 +42,32 @@ def table(out, names, wanted, *style):
     return cell_results_table(read_cell_results(out, names, wanted), wanted, *style)
 
 
-def begun(out, name, config):
+def write_run_config(out, name, config):
     (out / name).mkdir(parents=True)
     write_config(config, out / name / "config.toml")
 
 
-# What to do
+# Planning
 
 
 def test_seeds_of_a_cell_are_trained_together(tmp_path):
-    assert wanted_runs(tmp_path, VAE) == [(f"{VAE}/seed-0", 0, 1)]
-    assert wanted_runs(tmp_path, VAE, seeds=3) == [(f"{VAE}/seeds-0-2", 0, 3)]
+    assert planned_runs(tmp_path, VAE) == [(f"{VAE}/seed-0", 0, 1)]
+    assert planned_runs(tmp_path, VAE, seeds=3) == [(f"{VAE}/seeds-0-2", 0, 3)]
 
 
-def test_seeds_that_have_a_run_keep_it(tmp_path):
+def test_seeds_with_a_run_keep_it(tmp_path):
     entry = preset(VAE)
-    begun(tmp_path, f"{VAE}/seed-1", entry.config(seed=1))
-    assert wanted_runs(tmp_path, VAE, seeds=4) == [
+    write_run_config(tmp_path, f"{VAE}/seed-1", entry.config(seed=1))
+    assert planned_runs(tmp_path, VAE, seeds=4) == [
         (f"{VAE}/seed-0", 0, 1),
         (f"{VAE}/seed-1", 1, 1),
         (f"{VAE}/seeds-2-3", 2, 2),
     ]
-    assert wanted_runs(tmp_path, VAE, seeds=1) == [(f"{VAE}/seed-0", 0, 1)]
+    assert planned_runs(tmp_path, VAE, seeds=1) == [(f"{VAE}/seed-0", 0, 1)]
 
 
-def test_a_warm_start_follows_the_runs_that_it_starts_from(tmp_path):
-    begun(tmp_path, f"{VAE}/seed-0", preset(VAE).config())
+def test_warm_start_follows_its_source_runs(tmp_path):
+    write_run_config(tmp_path, f"{VAE}/seed-0", preset(VAE).config())
     tasks = plan_cells(tmp_path, ["table2/vae-to-iwae"], Wanted(seeds=3))
     assert [(task.name, task.needs) for task in tasks] == [
         (f"{VAE}/seed-0", None),
@@ -84,18 +84,18 @@ def test_a_warm_start_follows_the_runs_that_it_starts_from(tmp_path):
     assert (tasks[3].config.seed, tasks[3].config.replicates) == (1, 2)
 
 
-def test_a_cell_and_one_that_starts_from_it_are_planned_once(tmp_path):
-    names = [name for name, *_ in wanted_runs(tmp_path, "table2/vae-to-iwae", VAE)]
+def test_shared_source_cell_is_planned_once(tmp_path):
+    names = [name for name, *_ in planned_runs(tmp_path, "table2/vae-to-iwae", VAE)]
     assert names == [f"{VAE}/seed-0", "table2/vae-to-iwae/seed-0"]
 
 
-def test_a_shortened_schedule_has_a_folder_of_its_own(tmp_path):
+def test_shortened_schedule_has_its_own_folder(tmp_path):
     (task,) = plan_cells(tmp_path, [VAE], Wanted(epochs_scale=0.01))
     assert task.name == f"shortened-0.01/{VAE}/seed-0"
     assert task.config.epochs == 33
 
 
-def test_what_is_measured(tmp_path):
+def test_plan_has_sampling_and_annealing_measures(tmp_path):
     (task,) = plan_cells(tmp_path, ["miwae/m4-k16"], Wanted(temperatures=500))
     sampled, annealed = task.measures
     assert sampled == Measure((1, 16, 64, 5000))
@@ -103,7 +103,7 @@ def test_what_is_measured(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{"seeds": 0}, {"epochs_scale": 0.0}, {"epochs_scale": 1.5}])
-def test_what_cannot_be_wanted_is_refused(tmp_path, wrong):
+def test_invalid_requests_are_refused(tmp_path, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         plan_cells(tmp_path, [VAE], Wanted(**wrong))
 
@@ -111,7 +111,7 @@ def test_what_cannot_be_wanted_is_refused(tmp_path, wrong):
 # Names
 
 
-def test_cells_are_named_by_patterns_and_beginnings():
+def test_cells_are_selected_by_patterns_and_prefixes():
     assert matching(["table1/mnist/1l"]) == matching(["table1/mnist/1l/*"])
     assert len(matching(["table1/mnist/1l"])) == 5
     assert matching(["table2/*", VAE])[0] == VAE  # in the order of the tables
@@ -120,7 +120,7 @@ def test_cells_are_named_by_patterns_and_beginnings():
         matching([VAE, "tabel1/mnist/1l/vae-k1"])
 
 
-def test_every_published_cell_is_there():
+def test_every_published_cell_has_a_preset():
     names = """
         table1/mnist/1l/vae-k1 table1/omniglot/2l/iwae-k50 table2/vae-to-iwae table2/iwae-to-vae
         table3/mnist-static/1l/iwae-k5 table3/mnist-static/2l/vae-k50 miwae/m4-k16 miwae/m16-k4
@@ -131,7 +131,7 @@ def test_every_published_cell_is_there():
 
 
 @pytest.mark.parametrize("data", ["mnist", "omniglot"])
-def test_learned_priors_have_half_the_epochs_of_table_1_and_a_warmup(data):
+def test_learned_priors_use_half_the_epochs_of_table_1_and_a_warm_up(data):
     plain = preset(f"fast/table1/{data}/1l/vae-k1").config()
     (stage,) = plain.stages
     half = stage.epochs // 2
@@ -144,7 +144,7 @@ def test_learned_priors_have_half_the_epochs_of_table_1_and_a_warmup(data):
         assert f" prior-{prior} " in step_cost_key(learned.final())  # a step takes longer
 
 
-def test_each_cell_is_the_experiment_of_no_other():
+def test_no_two_cells_are_the_same_experiment():
     for name, entry in PRESETS.items():
         change = {"init_from": Path("x")} if entry.needs else {}
         values = config_toml_values(entry.config(**change))
@@ -171,14 +171,14 @@ def test_each_cell_is_the_experiment_of_no_other():
         {"kl_warmup": 2},
     ],
 )
-def test_a_changed_experiment_is_not_the_published_one(change):
+def test_changed_experiment_is_not_the_published_one(change):
     config = preset(VAE).config(**{"binarization": "dynamic", **change})
     values = config_toml_values(config)
     values |= dict(zip(("latent_sizes", "hidden_sizes"), config.sizes(), strict=True))
     assert not same_experiment(preset(VAE), values)
 
 
-def test_a_fast_cell_is_trained_in_any_way_to_its_model_and_objective():
+def test_fast_cell_accepts_any_training_of_its_model_and_objective():
     entry = preset(f"fast/{VAE}")
     sizes = dict(zip(("latent_sizes", "hidden_sizes"), entry.config().sizes(), strict=True))
 
@@ -195,31 +195,33 @@ def test_a_fast_cell_is_trained_in_any_way_to_its_model_and_objective():
 # Costs
 
 
-def shapes(entries):
+def step_shapes(entries):
     return {step_cost_key(stage) for entry in entries for stage in costed_stages(entry.config())}
 
 
-def test_every_cell_was_timed_as_published():
+def test_every_published_cell_was_timed():
     timed = set(measured_costs()["ms_per_step"])
-    new = "sbn/"  # no paper's table has them, and nobody has timed them
+    new = "sbn/"  # in no paper's table, and not timed
     cells = [one for name, one in PRESETS.items() if not (one.is_fast or name.startswith(new))]
-    assert shapes(cells) <= timed
-    before = {shape for shape in timed if " soap " in shape}  # of cells by an earlier recipe
-    assert timed - before <= shapes(PRESETS.values())
+    assert step_shapes(cells) <= timed
+    before = {shape for shape in timed if " soap " in shape}  # of an earlier recipe
+    assert timed - before <= step_shapes(PRESETS.values())
 
 
 def test_hours_are_steps_times_milliseconds():
     record, config = measured_costs(), preset(VAE).config()
-    found = record["ms_per_step"][step_cost_key(config)]
-    assert cost_hours(config) == pytest.approx(3280 * 3000 * found["alone"] / 3.6e6)
+    milliseconds = record["ms_per_step"][step_cost_key(config)]
+    assert cost_hours(config) == pytest.approx(3280 * 3000 * milliseconds["alone"] / 3.6e6)
     five = config.model_copy(update={"replicates": 5})
     rounds = -(-5 // record["cores"])
-    assert cost_hours(five) == pytest.approx(3280 * 3000 * rounds * found["together"] / 3.6e6)
+    assert cost_hours(five) == pytest.approx(
+        3280 * 3000 * rounds * milliseconds["together"] / 3.6e6
+    )
     assert cost_hours(config.model_copy(update={"k": 3})) is None
     assert cost_hours(config.model_copy(update={"dataset": "mine.npy"})) is None
 
 
-def test_hours_of_a_run_in_stages_are_those_of_its_stages():
+def test_hours_of_a_staged_run_are_the_sum_of_its_stages():
     parts = [{"k": 1, "epochs": 30}, {"k": 5, "epochs": 20}]
     config = preset("table1/mnist/1l/vae-k5").config(stages=parts)
     alone = [preset(f"table1/mnist/1l/vae-k{part['k']}").config() for part in parts]
@@ -236,17 +238,17 @@ def test_hours_of_a_run_in_stages_are_those_of_its_stages():
         )
 
 
-# What came of it
+# Results
 
 
 @pytest.fixture
 def copied(tmp_path):
-    """The full run of the first cell, without what the tests do not need."""
+    """The full run of the first cell, without files that the tests do not need."""
     return small.unpacked(RESULTS / VAE / "seed-0", tmp_path / VAE / "seed-0", "*.png")
 
 
-def a_second_seed(run, shift):
-    """Another seed, whose bounds are the first one's and so much more."""
+def add_second_seed(run, shift):
+    """Add another seed, whose bounds are those of the first plus a shift."""
     other = shutil.copytree(run, run.with_name("seed-1"))
     config = read_config(run / "config.toml").model_copy(update={"seed": 1})
     write_config(config, other / "config.toml")
@@ -261,8 +263,8 @@ def a_second_seed(run, shift):
     path.with_suffix(".json").write_text(json.dumps(record))
 
 
-def over_draws(run):
-    """Minus the mean L_5000 over the draws of pixels, its error, and those of the draws."""
+def nll_over_draws(run):
+    """Minus the mean L_5000 over pixel draws, its standard error, and the errors of draws."""
     whole, drawn = (
         json.loads((run / "evaluations" / f"test-final-{name}.json").read_text())
         for name in ("k5000", "k50-draws8")
@@ -275,16 +277,16 @@ def over_draws(run):
     return -(whole["log_likelihood"] + shift), stderr, error, found["one_draw_error"]
 
 
-def test_a_cell_is_read_from_its_records(copied):
+def test_cell_is_read_from_its_records(copied):
     cell = read_cell_result(copied.parents[4], VAE, Wanted())
     record = json.loads((copied / "evaluations" / "test-final-k5000.json").read_text())
-    nll, stderr, error, of_one = over_draws(copied)
+    nll, stderr, error, of_one = nll_over_draws(copied)
     assert 0.1 < cell.nll + record["log_likelihood"] < 0.2  # draw 0 is a lucky one
     assert (cell.nll, cell.stderr) == (pytest.approx(nll), pytest.approx(stderr))
     found = cell.draws.draws_error, cell.draws.one_draw_error
     assert found == (pytest.approx(error), pytest.approx(of_one))
-    told = f"Monte Carlo error at least 0.003; pixel draw error {error:.2f} (8 draws, by L_50)"
-    assert cell.others == told
+    errors = f"Monte Carlo error at least 0.003; pixel draw error {error:.2f} (8 draws, by L_50)"
+    assert cell.others == errors
     assert cell.difference == pytest.approx(cell.nll - 86.76)
     assert cell.active == tuple(record["active_units"])
     assert (cell.seeds, cell.epochs, cell.spread) == (1, 3280, None)
@@ -307,25 +309,25 @@ def test_a_cell_is_read_from_its_records(copied):
     assert f"{name} {nll - gap:.2f} (-{gap:.2f} ± {error:.2f})" in text
 
 
-def test_seeds_are_averaged_and_their_deviation_is_shown(copied):
+def test_seeds_are_averaged_and_their_spread_is_shown(copied):
     alone = read_cell_result(copied.parents[4], VAE, Wanted())
-    a_second_seed(copied, 0.2)
+    add_second_seed(copied, 0.2)
     cell = read_cell_result(copied.parents[4], VAE, Wanted())
     assert cell.nll == pytest.approx(alone.nll - 0.1)
     assert cell.spread == pytest.approx(np.std([0, 0.2], ddof=1))
     assert cell.seeds == 2
-    assert cell.stderr == pytest.approx(alone.stderr)  # the same examples tell it no better
+    assert cell.stderr == pytest.approx(alone.stderr)  # the same examples do not reduce it
     assert alone.margin is None
     # t of one degree of freedom, for the mean of two seeds beside one more of the same deviation
-    seeds, draws = 12.706 * cell.spread * np.sqrt(1.5), 1.96 * np.hypot(*over_draws(copied)[2:])
+    seeds, draws = 12.706 * cell.spread * np.sqrt(1.5), 1.96 * np.hypot(*nll_over_draws(copied)[2:])
     assert cell.margin == pytest.approx(np.hypot(seeds, draws), rel=1e-4)
-    # Annealing is above the second seed's bound by so much less.
+    # The gap above the second seed's bound is smaller by the shift.
     assert cell.annealed.gap == pytest.approx(alone.annealed.gap - 0.1, abs=1e-6)
     assert cell.annealed.error == pytest.approx(alone.annealed.error)
     assert "(sd of seeds 0.14)" in table(copied.parents[4], [VAE], Wanted())
 
 
-def test_a_run_that_is_not_finished_or_not_measured_is_no_result(copied):
+def test_unfinished_or_unmeasured_run_is_no_result(copied):
     config = read_config(copied / "config.toml")
     write_config(config.model_copy(update={"epochs": 5000}), copied / "config.toml")
     assert read_cell_result(copied.parents[4], VAE, Wanted()).nll is None
@@ -340,7 +342,7 @@ def test_records_of_other_models_are_no_result(copied):
     assert read_cell_result(copied.parents[4], VAE, Wanted()).nll is None
 
 
-def test_the_same_seeds_twice_are_refused(copied):
+def test_duplicate_seeds_are_refused(copied):
     shutil.copytree(copied, copied.with_name("seeds-0-1"))
     with pytest.raises(ValueError, match="hold the same seeds"):
         read_cell_result(copied.parents[4], VAE, Wanted())
@@ -354,7 +356,7 @@ def test_the_same_seeds_twice_are_refused(copied):
         ("seeds-2-1", "is not named after its seeds"),
     ],
 )
-def test_a_run_is_named_after_its_seeds(copied, name, message):
+def test_run_must_be_named_after_its_seeds(copied, name, message):
     copied.rename(copied.with_name(name))
     with pytest.raises(ValueError, match=message):
         read_cell_result(copied.parents[4], VAE, Wanted())
@@ -363,12 +365,12 @@ def test_a_run_is_named_after_its_seeds(copied, name, message):
 RECORD = "evaluations/test-final-k5000"
 
 
-def cut_short(path):
+def truncate(path):
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def without(key):
-    """Takes a key out of a record."""
+def drop_key(key):
+    """A function that removes a key from a record."""
 
     def change(path):
         record = json.loads(path.read_text())
@@ -387,49 +389,49 @@ def fewer_values(path):
 DAMAGES = [
     ("config.toml", lambda path: path.write_text("k = [1"), "config.toml cannot be read"),
     ("config.toml", lambda path: path.write_bytes(b"\xff\x00"), "config.toml cannot be read"),
-    ("models/final-0/model.json", cut_short, "models/final-0 cannot be read"),
-    (f"{RECORD}.json", cut_short, f"{RECORD}.json is no record"),
-    (f"{RECORD}.json", without("subset"), f"{RECORD}.json is no record \\(no subset\\)"),
-    (f"{RECORD}.npz", cut_short, f"{RECORD}.npz cannot be read"),
+    ("models/final-0/model.json", truncate, "models/final-0 cannot be read"),
+    (f"{RECORD}.json", truncate, f"{RECORD}.json is no record"),
+    (f"{RECORD}.json", drop_key("subset"), f"{RECORD}.json is no record \\(no subset\\)"),
+    (f"{RECORD}.npz", truncate, f"{RECORD}.npz cannot be read"),
     (f"{RECORD}.npz", Path.unlink, f"{RECORD}.npz cannot be read"),
     (f"{RECORD}.npz", fewer_values, f"{RECORD}.json is no record of its values"),
 ]
 
 
 @pytest.mark.parametrize(("file", "damage", "message"), DAMAGES)
-def test_a_damaged_folder_is_named_and_is_no_result(copied, file, damage, message):
+def test_damaged_folder_is_reported_and_is_no_result(copied, file, damage, message):
     out, other = copied.parents[4], "table1/mnist/1l/iwae-k5"
     damage(copied / file)
-    broken, whole = read_cell_results(out, [VAE, other], Wanted())
+    broken, intact = read_cell_results(out, [VAE, other], Wanted())
     assert broken.nll is None
     assert broken.error.startswith(f"{VAE}: ")
     assert str(copied) in broken.error
     assert re.search(message, broken.error)
     assert "\n" not in broken.error
-    assert whole == read_cell_result(out, other, Wanted())
+    assert intact == read_cell_result(out, other, Wanted())
     rows = table(out, [VAE, other], Wanted()).splitlines()
     assert "cannot be read" in rows[2]
     assert "not run" in rows[3]
-    (task,) = plan_cells(out, [VAE], Wanted())  # and what is to be done can still be said
+    (task,) = plan_cells(out, [VAE], Wanted())  # planning still works
     assert task.name == f"{VAE}/seed-0"
-    word = task_state(out, task).status
-    assert word == ("trained" if file.startswith(RECORD) else "failed")
+    status = task_state(out, task).status
+    assert status == ("trained" if file.startswith(RECORD) else "failed")
 
 
-def test_seeds_that_were_measured_on_other_test_sets_are_not_averaged(copied):
-    a_second_seed(copied, 0.2)
+def test_seeds_measured_on_other_test_sets_are_not_averaged(copied):
+    add_second_seed(copied, 0.2)
     path = copied.with_name("seed-1") / "evaluations" / "test-final-k5000.json"
     path.write_text(path.read_text().replace('"test_sha256": "', '"test_sha256": "0'))
     with pytest.raises(ValueError, match="different test sets"):
         read_cell_result(copied.parents[4], VAE, Wanted())
 
 
-def test_a_run_without_models_yet_is_no_result(copied):
+def test_run_without_models_is_no_result(copied):
     shutil.rmtree(copied / "models")
     assert read_cell_result(copied.parents[4], VAE, Wanted()).nll is None
 
 
-def test_another_experiment_in_the_folder_of_a_cell_is_refused(copied):
+def test_other_experiment_in_the_folder_of_a_cell_is_refused(copied):
     config = read_config(copied / "config.toml")
     write_config(config.model_copy(update={"learning_rate": 0.1}), copied / "config.toml")
     with pytest.raises(ValueError, match="is not the experiment"):
@@ -441,7 +443,7 @@ def test_another_experiment_in_the_folder_of_a_cell_is_refused(copied):
     [
         (86.7, 5, 0.1, "reproduced"),
         (87.0, 5, 0.01, "within 0.3 nats"),
-        (87.0, 1, None, "within 0.3 nats"),  # one seed says nothing of the others
+        (87.0, 1, None, "within 0.3 nats"),  # one seed says nothing about the spread
         (87.3, 5, 0.2, "within what seeds differ by"),
         (87.3, 5, 0.1, "worse"),
         (87.3, 1, None, "worse"),
@@ -455,13 +457,13 @@ def test_verdicts(nll, seeds, spread, verdict):
     assert cell._replace(epochs=33).verdict == "shortened: no reproduction"
 
 
-def test_a_cell_by_an_earlier_shorter_fast_recipe_is_not_called_shortened():
+def test_cell_by_a_shorter_earlier_fast_recipe_is_not_called_shortened():
     fast = preset(f"fast/{VAE}")
     cell = Cell(f"fast/{VAE}", fast, nll=86.7, stderr=0.3, seeds=1, epochs=fast.config().epochs - 1)
     assert cell.verdict == "fast recipe: not as published"
 
 
-def test_a_known_density_is_beside_ours():
+def test_true_density_is_shown_beside_the_model():
     (run,) = (RESULTS / "camel" / "vae-k1").glob("seeds-*")
     record = small.record_of(run, "test-final-k5000")
     text = table(RESULTS, ["camel/vae-k1"], Wanted())
@@ -471,13 +473,13 @@ def test_a_known_density_is_beside_ours():
     assert "true density" not in table(RESULTS, [VAE], Wanted())
 
 
-def test_a_list_marks_what_was_trained_for_fewer_epochs():
+def test_list_marks_shortened_runs():
     cell = Cell(VAE, preset(VAE), nll=86.1, stderr=0.2, seeds=1, epochs=3280)
     assert "shortened" not in _list_line(cell, Wanted())
     assert "86.10 (shortened: no reproduction)" in _list_line(cell._replace(epochs=33), Wanted())
 
 
-def test_a_warm_start_is_of_the_cell_that_it_needs(copied):
+def test_warm_start_must_come_from_its_source_cell(copied):
     out, name = copied.parents[4], "table2/vae-to-iwae"
     *_, task = plan_cells(out, [name], Wanted())
     run = out / task.name
@@ -485,31 +487,31 @@ def test_a_warm_start_is_of_the_cell_that_it_needs(copied):
     write_config(task.config, run / "config.toml")
     assert read_cell_result(out, name, Wanted()).nll is not None
 
-    def refused(message):
+    def assert_refused(message):
         with pytest.raises(UserError, match=message):
             read_cell_result(out, name, Wanted())
 
     elsewhere = task.config.model_copy(update={"init_from": out / "short" / "seed-0"})
     write_config(elsewhere, run / "config.toml")
-    refused("short/seed-0, and not from the same seeds of table1/mnist/1l/vae-k1")
+    assert_refused("short/seed-0, and not from the same seeds of table1/mnist/1l/vae-k1")
     write_config(task.config, run / "config.toml")
     config = read_config(copied / "config.toml")
     for change in ({"epochs": 33}, {"learning_rate": 0.1}):
         write_config(config.model_copy(update=change), copied / "config.toml")
-        refused("which is not the experiment table1/mnist/1l/vae-k1")
+        assert_refused("which is not the experiment table1/mnist/1l/vae-k1")
     shutil.rmtree(copied)
-    refused("which is missing or not trained to its end")
+    assert_refused("which is missing or not trained to its end")
 
 
-def test_seeds_of_a_warm_start_that_are_now_trained_with_others_are_refused(tmp_path):
-    begun(tmp_path, "table2/vae-to-iwae/seed-0", preset(VAE).config())
-    begun(tmp_path, f"{VAE}/seeds-0-1", preset(VAE).config(replicates=2))
+def test_warm_start_whose_source_seeds_were_regrouped_is_refused(tmp_path):
+    write_run_config(tmp_path, "table2/vae-to-iwae/seed-0", preset(VAE).config())
+    write_run_config(tmp_path, f"{VAE}/seeds-0-1", preset(VAE).config(replicates=2))
     with pytest.raises(UserError, match=r"seed-0 has seeds that .*seeds-0-1 now holds"):
         plan_cells(tmp_path, ["table2/vae-to-iwae"], Wanted(seeds=2))
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["table", "--budget", "2h"], "--budget goes with these actions: run"),
         (["list", "--workers", "2"], "--workers goes with these actions: run"),
@@ -519,13 +521,13 @@ def test_seeds_of_a_warm_start_that_are_now_trained_with_others_are_refused(tmp_
         (["run", VAE, "--examples", "100"], "--examples .* needs --ais"),
     ],
 )
-def test_an_option_that_would_be_ignored_is_refused(words, message, monkeypatch):
+def test_ignored_options_are_refused(arguments, message, monkeypatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")  # as in all tests, on any number of cores
     with pytest.raises(UserError, match=message):
-        reproduce_command(words)
+        reproduce_command(arguments)
 
 
-def test_a_shortened_table_says_so_in_every_format(copied):
+def test_shortened_table_says_so_in_every_format(copied):
     out = copied.parents[4]
     shutil.copytree(out / "table1", out / "shortened-0.5" / "table1")
     for style in FORMATS:
@@ -536,10 +538,10 @@ def test_a_shortened_table_says_so_in_every_format(copied):
         table(out, [VAE], Wanted(), "pdf")
 
 
-def test_a_table_in_every_format(copied):
+def test_table_has_its_values_in_every_format(copied):
     cells = [VAE, "table1/mnist/1l/iwae-k5"]
     text = table(copied.parents[4], cells, Wanted())
-    nll, stderr, *_ = over_draws(copied)
+    nll, stderr, *_ = nll_over_draws(copied)
     (row,) = (line for line in text.splitlines() if VAE in line)
     shown = [cell.strip() for cell in row.split("|")][2:5]
     assert shown == [f"{nll:.2f} ± {stderr:.2f}", "86.76", f"{nll - 86.76:+.2f}"]
@@ -552,7 +554,7 @@ def test_a_table_in_every_format(copied):
 
 
 @pytest.mark.slow
-def test_the_stored_models_give_the_recorded_numbers(tmp_path):
+def test_stored_models_reproduce_the_recorded_numbers(tmp_path):
     stored = RESULTS / "camel" / "iwae-k20" / "seeds-0-3"
     shutil.copytree(stored, tmp_path / "run", ignore=shutil.ignore_patterns("evaluations"))
     measured = evaluate_run(tmp_path / "run", ks=[5000])
@@ -565,7 +567,7 @@ def test_the_stored_models_give_the_recorded_numbers(tmp_path):
 # Fast recipes
 
 
-def test_every_cell_of_a_published_table_has_a_fast_recipe_to_the_same_model_and_objective():
+def test_every_published_cell_has_a_fast_recipe_for_its_objective():
     tables = ("table1/", "table2/", "table3/", "miwae/", "aiwae/", "dreg/")
     published = [name for name in PRESETS if name.startswith(tables)]
     fast = {n for n, e in PRESETS.items() if e.is_fast and not n.startswith("fast/prior/")}
@@ -583,12 +585,12 @@ def test_every_cell_of_a_published_table_has_a_fast_recipe_to_the_same_model_and
         assert end.schedule == "linear"
 
 
-def test_a_cell_of_no_paper_stands_behind_the_one_that_it_is_compared_with():
+def test_unpublished_cells_follow_their_baseline():
     mnist = "fast/table1/mnist/1l/vae-k1", "fast/table1/mnist/2l/iwae-k50"
     names = preset_cells(["fast/prior/mnist"], "published")
     assert len(names) == 4
     assert presets_with_baselines(names) == [mnist[0], *names[:3], mnist[1], names[3]]
-    # The line of the published cell has the fast one beside.
+    # The row of the published cell shows the fast one too.
     assert presets_with_baselines([VAE, names[0]]) == [VAE, names[0]]
     for name in names:
         values, baseline = preset(name).config(), preset(preset(name).beside).config()
@@ -601,14 +603,14 @@ def test_a_cell_of_no_paper_stands_behind_the_one_that_it_is_compared_with():
         assert differing == {"prior"} | own
 
 
-def test_table_2_is_one_run_that_starts_where_its_cells_do():
+def test_fast_table_2_trains_the_source_objective_first():
     for name, first in (("vae-to-iwae", ("vae", 1)), ("iwae-to-vae", ("iwae", 50))):
         config = preset(f"fast/table2/{name}").config()
         before = config.stage(len(config.stages) - 2, 1)
         assert (before.objective, before.k) == first
 
 
-def test_cells_of_one_network_train_what_they_begin_with_once():
+def test_cells_of_one_network_share_their_first_stages():
     def resolved(name):
         config = preset(f"fast/{name}").config()
         return config.model_copy(update={"layers": config.layers or 1})
@@ -622,7 +624,7 @@ def test_cells_of_one_network_train_what_they_begin_with_once():
         assert shared_stages(first, resolved(name)) == 0  # objective, layers, batches
 
 
-def test_cells_are_chosen_by_recipe():
+def test_cells_are_selected_by_recipe():
     assert preset_cells(["table2"], "published") == ["table2/vae-to-iwae", "table2/iwae-to-vae"]
     assert preset_cells(["table2"], "fast") == [
         "fast/table2/vae-to-iwae",
@@ -630,14 +632,14 @@ def test_cells_are_chosen_by_recipe():
     ]
     assert preset_cells(["fast/table2"], "published") == preset_cells(["table2"], "fast")
     fast = [name for name in preset_cells(["*"], "published") if name.startswith("fast/")]
-    assert fast == preset_cells(["fast/prior"], "published")  # of no paper, so there is no other
+    assert fast == preset_cells(["fast/prior"], "published")  # in no paper, so by no other recipe
     assert set(fast) <= set(preset_cells(["*"], "fast"))
     assert not {f"fast/{name}" for name in fast} & set(preset_cells(["*"], "fast"))
     with pytest.raises(UserError, match="camel/vae-k1 has no fast recipe"):
         preset_cells(["camel"], "fast")
 
 
-def test_a_fast_cell_is_no_reproduction_and_stands_beside_the_published_schedule():
+def test_fast_cell_is_no_reproduction_and_is_shown_beside_the_published_one():
     entry = preset(f"fast/{VAE}")
     fast = Cell(f"fast/{VAE}", entry, nll=86.76, stderr=0.2, spread=0.01, seeds=2, epochs=10**6)
     assert fast.verdict == "fast recipe: not as published"
@@ -646,7 +648,7 @@ def test_a_fast_cell_is_no_reproduction_and_stands_beside_the_published_schedule
     fast = fast._replace(nll=85.5, active=(21.0,))
     header, _, row = cell_results_table([ours], Wanted(), fast=[fast]).strip().splitlines()
     columns = [word.strip() for word in header.split("|")]
-    found = dict(zip(columns, (word.strip() for word in row.split("|")), strict=True))
-    assert found["NLL"].startswith("86.76")
-    assert found["fast NLL"].startswith("85.50")
-    assert found["fast active"] == "21"
+    cells = dict(zip(columns, (word.strip() for word in row.split("|")), strict=True))
+    assert cells["NLL"].startswith("86.76")
+    assert cells["fast NLL"].startswith("85.50")
+    assert cells["fast active"] == "21"
