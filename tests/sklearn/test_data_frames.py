@@ -1,4 +1,4 @@
-"""Data frames of the estimator: what they are taken for, and what comes back."""
+"""Data frames in the estimator: how columns are interpreted, and what is returned."""
 
 import copy
 import json
@@ -31,7 +31,7 @@ def small(**parameters):
 
 
 @cache
-def whole():
+def complete_frame():
     rng = np.random.default_rng(0)
     return pd.DataFrame(
         {
@@ -51,8 +51,8 @@ def whole():
 
 
 @cache
-def gapped():
-    frame = whole().copy()
+def frame_with_gaps():
+    frame = complete_frame().copy()
     for place, name in enumerate(("city", "grade", "stars", "visits", "member", "size")):
         frame.loc[1000 + place, name] = None
     return frame
@@ -60,48 +60,50 @@ def gapped():
 
 @cache
 def fitted():
-    return small().fit(gapped())
+    return small().fit(frame_with_gaps())
 
 
-def test_a_frame_comes_back_as_it_was():
-    filled, gaps = fitted().impute(gapped()), gapped().isna()
+def test_imputation_keeps_observed_values_and_dtypes():
+    filled, gaps = fitted().impute(frame_with_gaps()), frame_with_gaps().isna()
     assert not filled.isna().any(axis=None)
     assert gaps.sum(axis=None) == 6
-    pd.testing.assert_frame_equal(filled.mask(gaps), gapped(), check_exact=True)
-    pd.testing.assert_series_equal(filled.dtypes, whole().dtypes)
+    pd.testing.assert_frame_equal(filled.mask(gaps), frame_with_gaps(), check_exact=True)
+    pd.testing.assert_series_equal(filled.dtypes, complete_frame().dtypes)
 
 
 @pytest.mark.slow
-def test_several_imputations_are_a_list_of_frames():
-    for frame in fitted().impute(gapped(), draws=2, random_state=0):
-        gaps = gapped().isna()
+def test_multiple_imputations_are_a_list_of_frames():
+    for frame in fitted().impute(frame_with_gaps(), draws=2, random_state=0):
+        gaps = frame_with_gaps().isna()
         assert not frame.isna().any(axis=None)
-        pd.testing.assert_frame_equal(frame.mask(gaps), gapped(), check_exact=True)
+        pd.testing.assert_frame_equal(frame.mask(gaps), frame_with_gaps(), check_exact=True)
 
 
 @pytest.mark.slow
-def test_draws_and_means_have_the_words_and_types_of_the_data():
+def test_draws_and_means_have_the_categories_and_dtypes_of_the_data():
     drawn = fitted().sample(40, random_state=0)
-    back = fitted().inverse_transform(pd.DataFrame(fitted().transform(whole()), whole().index))
-    assert back.index.equals(whole().index)
+    back = fitted().inverse_transform(
+        pd.DataFrame(fitted().transform(complete_frame()), complete_frame().index)
+    )
+    assert back.index.equals(complete_frame().index)
     # Draws of a Gaussian may be beyond int8; they must not wrap around.
     assert drawn["small"].dtype == "int64"
     assert drawn["small"].abs().max() > 128
     for frame in (drawn, back):
         pd.testing.assert_series_equal(
-            frame.dtypes.drop("small"), whole().dtypes.drop("small"), check_names=False
+            frame.dtypes.drop("small"), complete_frame().dtypes.drop("small"), check_names=False
         )
         assert set(frame["city"]) <= {"Oslo", "Rome", "Bern"}
     assert fitted().score_samples(drawn).shape == (40,)
 
 
-def test_columns_are_found_by_name():
-    other = gapped()[gapped().columns[::-1]]
+def test_columns_are_matched_by_name():
+    other = frame_with_gaps()[frame_with_gaps().columns[::-1]]
     for act in (fitted().transform, fitted().score_samples):
-        np.testing.assert_array_equal(act(other), act(gapped()))
-    pd.testing.assert_frame_equal(fitted().impute(other), fitted().impute(gapped()))
-    assert fitted().feature_names_in_.tolist() == list(whole())
-    assert fitted().n_features_in_ == len(whole().columns)
+        np.testing.assert_array_equal(act(other), act(frame_with_gaps()))
+    pd.testing.assert_frame_equal(fitted().impute(other), fitted().impute(frame_with_gaps()))
+    assert fitted().feature_names_in_.tolist() == list(complete_frame())
+    assert fitted().n_features_in_ == len(complete_frame().columns)
     assert [column.kind for column in fitted().columns_[:3]] == [
         "categorical:3",
         "gaussian",
@@ -109,18 +111,20 @@ def test_columns_are_found_by_name():
     ]
 
 
-def test_observed_fractions_stay_in_a_column_that_was_whole():
-    later = gapped().astype({"age": "float64"})
+def test_observed_fractions_are_kept_in_a_column_of_integers():
+    later = frame_with_gaps().astype({"age": "float64"})
     later.loc[1010, "age"] = 30.5
     assert fitted().impute(later).loc[1010, "age"] == 30.5
 
 
-def test_saved_and_loaded_it_knows_its_columns(tmp_path):
+def test_loaded_estimator_knows_its_columns(tmp_path):
     fitted().save(tmp_path)
     again = ImportanceWeightedAutoencoder.load(tmp_path)
-    pd.testing.assert_frame_equal(again.impute(gapped()), fitted().impute(gapped()))
+    pd.testing.assert_frame_equal(
+        again.impute(frame_with_gaps()), fitted().impute(frame_with_gaps())
+    )
     assert again.observation == "auto"
-    assert again.feature_names_in_.tolist() == list(whole())
+    assert again.feature_names_in_.tolist() == list(complete_frame())
     about = json.loads((tmp_path / "model.json").read_text())
     for change in (
         lambda frame: frame["columns"].pop(),
@@ -140,7 +144,7 @@ def test_saved_and_loaded_it_knows_its_columns(tmp_path):
 
 def test_polars_in_polars_out(tmp_path):
     types = {"grade": pl.Enum(["low", "mid", "high"]), "small": pl.Float64}
-    plain = gapped().astype({"stars": "Int64"}).reset_index(drop=True)
+    plain = frame_with_gaps().astype({"stars": "Int64"}).reset_index(drop=True)
     source = pl.from_pandas(plain).cast(types)
     model = small().fit(source)
     model.save(tmp_path)
@@ -168,7 +172,7 @@ def numbers():
     return frame
 
 
-def _labelled(frame):
+def _with_integer_names(frame):
     return frame.set_axis([7, 8, 9], axis=1)
 
 
@@ -176,11 +180,11 @@ def _labelled(frame):
     ("make", "check"),
     [
         (lambda frame: frame, pd.testing.assert_frame_equal),
-        (_labelled, pd.testing.assert_frame_equal),
+        (_with_integer_names, pd.testing.assert_frame_equal),
         (pl.from_pandas, pl_testing.assert_frame_equal),
     ],
 )
-def test_a_frame_of_numbers_comes_back_whatever_the_observation(make, check, tmp_path):
+def test_numeric_frames_are_returned_for_any_observation(make, check, tmp_path):
     source = make(numbers())
     model = small(observation="gaussian").fit(source)
     filled = model.impute(source, anneal=False)
@@ -201,7 +205,7 @@ def test_a_frame_of_numbers_comes_back_whatever_the_observation(make, check, tmp
         assert back.index.equals(latents.index)
 
 
-def test_another_observation_forgets_the_frame(tmp_path):
+def test_fit_with_another_observation_forgets_the_frame(tmp_path):
     other = copy.copy(fitted()).set_params(observation="gaussian")
     with pytest.raises(ValueError, match="changed after fit"):
         other.save(tmp_path)
@@ -210,27 +214,27 @@ def test_another_observation_forgets_the_frame(tmp_path):
     assert not hasattr(other, "columns_")
 
 
-def test_an_unknown_word_is_a_gap_on_request():
+def test_unknown_category_can_count_as_missing():
     model = copy.copy(fitted()).set_params(unknown="missing")
-    odd, gap = gapped().copy(), gapped().copy()
+    odd, gap = frame_with_gaps().copy(), frame_with_gaps().copy()
     odd.loc[1010, "city"], gap.loc[1010, "city"] = "Paris", None
     np.testing.assert_array_equal(model.transform(odd), fitted().transform(gap))
     assert model.impute(odd).loc[1010, "city"] in ("Bern", "Oslo", "Rome")
-    for wrong, words in (
+    for wrong, message in (
         ({"unknown": "ignore"}, "unknown == 'ignore', must be 'error' or 'missing'"),
         ({"unknown": "missing", "missing": None}, "needs observation='auto' and missing="),
         ({"unknown": "missing", "observation": "gaussian"}, "needs observation='auto' and missi"),
     ):
-        with pytest.raises(ValueError, match=words):
-            small(**wrong).fit(whole())
+        with pytest.raises(ValueError, match=message):
+            small(**wrong).fit(complete_frame())
 
 
-def _day(frame):
+def _with_dates(frame):
     return frame.assign(day=pd.Timestamp("2020-01-01"))
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (
             lambda frame: frame.assign(city="Paris"),
@@ -241,17 +245,17 @@ def _day(frame):
         (lambda frame: frame.to_numpy(), "X is a ndarray, but observation='auto' takes a data fra"),
     ],
 )
-def test_frames_unlike_that_of_fit_are_refused(change, words):
+def test_frames_unlike_the_fitted_one_are_refused(change, message):
     for act in (fitted().transform, fitted().score_samples, fitted().impute):
-        with pytest.raises(ValueError, match=words) as caught:
-            act(change(gapped()))
+        with pytest.raises(ValueError, match=message) as caught:
+            act(change(frame_with_gaps()))
         assert "--" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
-        (_day, "'day' holds dates or times: leave it out, or write numbers"),
+        (_with_dates, "'day' holds dates or times: leave it out, or write numbers"),
         (lambda frame: frame.assign(w=[f"w{i}" for i in range(N)]), "leave it out, or insist"),
         (lambda frame: frame.assign(w=list(map(str, range(N)))), "'w' holds numbers as text"),
         (lambda frame: frame.assign(w=None), "column 9 of X has no value in any row: leave it out"),
@@ -260,39 +264,41 @@ def test_frames_unlike_that_of_fit_are_refused(change, words):
         (lambda frame: frame.rename(columns={"age": 3}), "column name 3, which is not a string"),
     ],
 )
-def test_columns_without_a_kind_are_refused(change, words):
-    with pytest.raises(ValueError, match=words) as caught:
-        small().fit(change(whole()))
+def test_columns_of_unknown_kind_are_refused(change, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        small().fit(change(complete_frame()))
     assert "--" not in str(caught.value)
 
 
-def test_a_column_that_may_name_the_rows_is_pointed_out_without_an_option():
+def test_possible_row_identifiers_are_flagged():
     (column, _), _ = describe(
         pd.DataFrame({"code": np.arange(2, 22), "size": np.linspace(0, 1, 20)})
     )
     assert column.why.endswith("all different (if they name the rows, leave it out)")
 
 
-def test_gaps_need_a_model_of_them():
+def test_missing_values_need_a_missing_data_model():
     with pytest.raises(ValueError, match=r"row 1, column 'city': fit with missing='at-random'"):
-        small(missing=None).fit(gapped())
+        small(missing=None).fit(frame_with_gaps())
 
 
 @pytest.mark.parametrize("make", [lambda frame: frame, pl.from_pandas])
-def test_the_default_observation_names_the_remedy(make):
-    dates = whole()[["age"]].assign(day=np.array([np.datetime64("2020-01-01").item()] * N, object))
-    for frame, words in (
-        (whole(), "words in column 'city', such as '....': fit with observation='auto'"),
-        (whole()[["age"]].assign(n="12"), "words in column 'n', such as '12'"),
+def test_errors_of_the_default_observation_name_the_remedy(make):
+    dates = complete_frame()[["age"]].assign(
+        day=np.array([np.datetime64("2020-01-01").item()] * N, object)
+    )
+    for frame, message in (
+        (complete_frame(), "words in column 'city', such as '....': fit with observation='auto'"),
+        (complete_frame()[["age"]].assign(n="12"), "words in column 'n', such as '12'"),
         (dates, "dates or times, not numbers, in column 'day'"),
     ):
-        with pytest.raises(ValueError, match=words) as caught:
+        with pytest.raises(ValueError, match=message) as caught:
             small(observation="gaussian", missing=None).fit(make(frame))
         assert "\n" not in str(caught.value)
 
 
-def test_a_table_of_pyarrow_is_what_a_frame_of_the_same_numbers_is():
-    frame = whole()[["age", "size"]]
+def test_pyarrow_table_matches_a_frame_of_the_same_numbers():
+    frame = complete_frame()[["age", "size"]]
     arrow = pa.Table.from_pandas(frame, preserve_index=False)
     model, other = (small(observation="gaussian").fit(one) for one in (arrow, frame))
     np.testing.assert_array_equal(model.transform(arrow), other.transform(frame))
@@ -303,19 +309,19 @@ def test_a_table_of_pyarrow_is_what_a_frame_of_the_same_numbers_is():
 
 
 def test_frames_without_rows_or_numbers_are_refused_in_one_line():
-    cut = whole()[["age"]].assign(part=pd.cut(np.arange(N), 3))
-    lazy = pl.from_pandas(whole()).lazy()
+    cut = complete_frame()[["age"]].assign(part=pd.cut(np.arange(N), 3))
+    lazy = pl.from_pandas(complete_frame()).lazy()
     for observation in ("gaussian", "auto"):
-        for frame, words in (
+        for frame, message in (
             (lazy, "a LazyFrame, which has no rows yet"),
             (cut, "Interval objects"),
         ):
-            with pytest.raises(ValueError, match=words) as caught:
+            with pytest.raises(ValueError, match=message) as caught:
                 small(observation=observation).fit(frame)
             assert "\n" not in str(caught.value)
 
 
-def test_equal_names_are_refused_by_the_default_too():
+def test_duplicate_column_names_are_refused_by_the_default():
     frame = pd.DataFrame(np.eye(3), columns=["a", "b", "a"])
     with pytest.raises(ValueError, match="several columns of one name"):
         small(observation="gaussian").fit(frame)

@@ -1,4 +1,4 @@
-"""The scikit-learn estimator: its contract, its densities, and what it does with wrong input."""
+"""The scikit-learn estimator: its API contract, densities and handling of invalid input."""
 
 import copy
 import math
@@ -61,12 +61,12 @@ def fitted():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("missing", [None, "at-random"])
-def test_it_keeps_the_contract_of_scikit_learn(missing):
+def test_estimator_passes_the_checks_of_scikit_learn(missing):
     model = small(hidden_layer_sizes=(4,), batch_size="auto", missing=missing)
     results = check_estimator(model, on_skip=None)
     passed = [result["check_name"] for result in results if result["status"] == "passed"]
-    left = {r["check_name"] for r in results} - set(passed)
-    assert left <= {"check_array_api_input"}  # asked for by an environment variable only
+    remaining = {r["check_name"] for r in results} - set(passed)
+    assert remaining <= {"check_array_api_input"}  # asked for by an environment variable only
     assert len(passed) > 40
 
 
@@ -75,7 +75,7 @@ def test_it_keeps_the_contract_of_scikit_learn(missing):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("standardize", [True, False])
-def test_the_density_of_a_column_integrates_to_one(standardize):
+def test_density_of_a_column_integrates_to_one(standardize):
     data = 3000 + 200 * np.random.default_rng(0).gamma(2.0, size=(400, 1))
     if not standardize:
         data = (data - 3000) / 200
@@ -87,8 +87,8 @@ def test_the_density_of_a_column_integrates_to_one(standardize):
 
 
 @pytest.mark.slow
-def test_other_units_are_the_same_model_with_the_density_of_these_units():
-    units = np.array([2.0, 1024.0, 0.125])  # powers of two, that nothing is rounded
+def test_change_of_units_only_shifts_log_densities():
+    units = np.array([2.0, 1024.0, 0.125])  # powers of two, so that nothing is rounded
     ours, theirs = fitted(), small().fit(rows() * units)
     difference = ours.score_samples(rows()) - theirs.score_samples(rows() * units)
     np.testing.assert_allclose(difference, np.log(units).sum(), rtol=1e-5)
@@ -96,16 +96,16 @@ def test_other_units_are_the_same_model_with_the_density_of_these_units():
     assert ours.best_validation_score_ == pytest.approx(
         theirs.best_validation_score_ + np.log(units).sum()
     )
-    # The density in other units is another program, whose compiler rounds in its own way.
+    # Other units compile to another program, which rounds differently.
     ours, theirs = ours.transform(rows()), theirs.transform(rows() * units)
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.slow
-def test_validation_scores_are_what_score_samples_gives_for_these_rows():
-    # Without noise in the numbers: the same bound, of other particles.
+def test_validation_scores_match_score_samples():
+    # Large k and half of the rows, for low noise: the same bound with other particles.
     model = small(k=200, max_iter=4, validation_fraction=0.5).fit(rows(128))
-    order = _order_of(model, 128)
+    order = _split_order(model, 128)
     held_out = rows(128)[order[:64]]
     ours = model.score_samples(held_out, k=200)
     error = np.hypot(ours.std() / 8, 0.02)
@@ -114,41 +114,41 @@ def test_validation_scores_are_what_score_samples_gives_for_these_rows():
     assert ours.mean() != pytest.approx(others.mean(), abs=1e-3)
 
 
-def test_what_is_learnt_of_columns_is_of_the_training_rows_alone():
+def test_standardisation_uses_only_training_rows():
     data = rows().copy()
-    held_out = _order_of(small(), len(data))[: round(0.1 * len(data))]
+    held_out = _split_order(small(), len(data))[: round(0.1 * len(data))]
     model = small(max_iter=1).fit(data)
     train = np.delete(data, held_out, axis=0)
     np.testing.assert_allclose(model.shift_, train.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(model.scale_, train.std(axis=0), rtol=1e-12)
-    data[held_out] += 5.0  # which would show
+    data[held_out] += 5.0  # large enough to show
     again = small(max_iter=1).fit(data)
     np.testing.assert_array_equal(again.transform(data[:1]), model.transform(data[:1]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("missing", [None, "at-random"])
-def test_the_loss_of_a_pass_is_that_of_its_training_rows_in_their_units(missing):
-    # At rest, so that every pass is of the model that score_samples knows, and of all its rows.
-    data = (rows() if missing is None else gaps())[:60] * np.array([1.0, 1e9, 1.0])
+def test_loss_of_an_epoch_is_that_of_its_training_rows_in_their_units(missing):
+    # At a rate near zero, so that every epoch has the model that score_samples uses.
+    data = (rows() if missing is None else rows_with_gaps())[:60] * np.array([1.0, 1e9, 1.0])
     model = small(k=50, missing=missing, learning_rate_init=1e-12, validation_fraction=0.3)
     model.set_params(batch_size=14).fit(data)
-    order = _order_of(model, 60)
+    order = _split_order(model, 60)
     train, held_out = (model.score_samples(data[part], k=50) for part in (order[18:], order[:18]))
     assert model.loss_curve_ == pytest.approx([-train.mean()] * 3, abs=0.5)
     assert model.validation_scores_ == pytest.approx([held_out.mean()] * 3, abs=0.5)
 
 
-def test_the_loss_of_each_pass_has_its_place():
+def test_loss_curve_has_an_entry_per_epoch():
     one, more = (small(max_iter=n, n_iter_no_change=n).fit(rows()) for n in (2, 6))
     assert (one.n_iter_, more.n_iter_) == (2, 6)
-    assert one.loss_curve_[0] == more.loss_curve_[0]  # of the same rate
+    assert one.loss_curve_[0] == more.loss_curve_[0]  # at the same rate
     assert len(more.loss_curve_) == len(more.validation_scores_) == 6
     assert len(set(more.loss_curve_)) == 6
 
 
-def test_rows_have_random_numbers_of_their_own():
-    # All but the same row: with the same numbers, one sample would give them the same density.
+def test_each_row_has_its_own_random_numbers():
+    # Nearly equal rows: with the same noise, one sample would give them the same density.
     data = rows()[:1] + 1e-5 * np.arange(16)[:, None]
     one = fitted().score_samples(data, k=1)
     assert one.std() > 0.05
@@ -159,7 +159,7 @@ def test_rows_have_random_numbers_of_their_own():
 
 @pytest.mark.slow
 def test_weighted_latents_do_not_depend_on_the_encoder():
-    # With q moved by one of its standard deviations, the weights have to bring the means back.
+    # With q shifted by one standard deviation, the weights must restore the means.
     model = small(1, score_k=4000, max_iter=1, validation_fraction=0.3).fit(rows())
     layer = lambda m: m.encoder[0].loc.bias  # noqa: E731
     before = model.transform(rows()[:16], latent="snis")
@@ -170,20 +170,22 @@ def test_weighted_latents_do_not_depend_on_the_encoder():
     np.testing.assert_allclose(moved.transform(rows()[:16], latent="snis"), before, atol=0.1)
 
 
-def _order_of(model, n):
-    """In which order the rows were dealt out."""
+def _split_order(model, n):
+    """The order of rows in which fit splits them: held-out rows first."""
     random = np.random.RandomState(model.random_state)
     random.randint(2**31 - 1)
     return random.permutation(n)
 
 
-def test_the_number_of_a_row_is_its_own_bit_for_bit():
+def test_result_of_a_row_does_not_depend_on_other_rows():
     model, data = fitted(), rows()
-    for numbers in (model.score_samples, model.transform, snis := _snis(model)):
-        whole = numbers(data)
-        np.testing.assert_array_equal(numbers(data[::-1])[::-1], whole)
-        np.testing.assert_array_equal(numbers(data[7:8]), whole[7:8])
-        np.testing.assert_array_equal(numbers(np.repeat(data[:3], 30, axis=0))[::30], whole[:3])
+    for result_of in (model.score_samples, model.transform, snis := _snis(model)):
+        all_rows = result_of(data)
+        np.testing.assert_array_equal(result_of(data[::-1])[::-1], all_rows)
+        np.testing.assert_array_equal(result_of(data[7:8]), all_rows[7:8])
+        np.testing.assert_array_equal(
+            result_of(np.repeat(data[:3], 30, axis=0))[::30], all_rows[:3]
+        )
     assert not np.array_equal(snis(data), model.transform(data))
 
 
@@ -192,7 +194,7 @@ def _snis(model):
 
 
 @pytest.mark.slow
-def test_the_bound_rises_with_k_and_annealing_is_above_it():
+def test_bound_rises_with_k_towards_annealing():
     model, data = fitted(), rows(400)
     one, many = (model.score_samples(data, k=k) for k in (1, 2000))
     annealed = model.score_samples(data, method="ais", temperatures=50)
@@ -202,10 +204,10 @@ def test_the_bound_rises_with_k_and_annealing_is_above_it():
 
 
 @pytest.mark.slow
-def test_weighted_latents_are_means_of_the_true_posterior():
+def test_weighted_latents_are_true_posterior_means():
     model = small(1, score_k=4000).fit(rows())
-    found = model.transform(rows()[:4], latent="snis")
-    for x, mean in zip(rows()[:4], found, strict=True):
+    latents = model.transform(rows()[:4], latent="snis")
+    for x, mean in zip(rows()[:4], latents, strict=True):
         inner = jnp.float32((x - model.shift_) / model.scale_)
         grid = posterior_grid(model.model_, inner, jax.random.key(0))
         weights = np.exp(grid.log_posterior)
@@ -217,7 +219,7 @@ def test_weighted_latents_are_means_of_the_true_posterior():
 
 
 @pytest.mark.slow
-def test_it_learns():
+def test_fit_learns_densities_and_latents():
     data = rows(200)
     model = small(max_iter=60, learning_rate_init=5e-3).fit(data)
     gaussian = small(max_iter=1, learning_rate_init=1e-9).fit(data)  # where it starts
@@ -233,19 +235,17 @@ def test_it_learns():
 
 
 @pytest.mark.slow
-def test_a_warm_up_does_not_decide_which_weights_are_best():
-    # At rest, so that only what is validated can tell the passes apart.
+def test_warm_up_does_not_affect_validation_scores():
+    # At a rate near zero, so that only the validation bound can differ between epochs.
     warm = {"objective": "elbo", "k": 200, "objective_params": {"kl_warmup_steps": 1000}}
     model = small(learning_rate_init=1e-12, validation_fraction=0.3, **warm).fit(rows())
     plain = small(learning_rate_init=1e-12, validation_fraction=0.3, objective="elbo", k=200)
     expected = plain.fit(rows()).validation_scores_
     assert model.validation_scores_ == pytest.approx(expected, rel=1e-5)
-    assert (
-        model.loss_curve_[0] < plain.loss_curve_[0] - 0.1
-    )  # while what is maximised has no KL yet
+    assert model.loss_curve_[0] < plain.loss_curve_[0] - 0.1  # while the objective has no KL yet
 
 
-def test_seeds():
+def test_random_state_determines_results():
     one, again, other = small().fit(rows()), small().fit(rows()), small(random_state=1).fit(rows())
     np.testing.assert_array_equal(one.score_samples(rows()), again.score_samples(rows()))
     assert one.score(rows()) != other.score(rows())
@@ -258,7 +258,7 @@ def test_seeds():
 
 
 @pytest.mark.slow
-def test_a_second_fit_of_the_same_shape_compiles_nothing():
+def test_second_fit_of_the_same_shape_compiles_nothing():
     compiled = []
 
     def listen(event, *_, **__):
@@ -276,7 +276,7 @@ def test_a_second_fit_of_the_same_shape_compiles_nothing():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def test_the_weights_are_a_moving_average_of_which_less_is_the_start():
+def test_weights_are_a_moving_average_that_soon_forgets_the_start():
     one_step = {"early_stopping": False, "max_iter": 1, "batch_size": 64}
     start = small(ema=None, learning_rate_init=1e-12, **one_step).fit(rows()).model_
     end = small(ema=None, **one_step).fit(rows()).model_
@@ -287,8 +287,8 @@ def test_the_weights_are_a_moving_average_of_which_less_is_the_start():
 
 
 @pytest.mark.slow
-def test_early_stopping_gives_the_best_weights_and_says_when_it_was_too_early():
-    # Twelve rows are learnt by heart, which the others do not like.
+def test_early_stopping_keeps_the_best_score_and_warns_when_too_early():
+    # Twelve rows are memorised, which makes the held-out ones less likely.
     data = np.random.default_rng(0).normal(size=(24, 4))
     model = small(max_iter=400, n_iter_no_change=5, validation_fraction=0.5, tol=0.01)
     model.set_params(learning_rate_init=0.02, batch_size=6)
@@ -304,18 +304,18 @@ def test_early_stopping_gives_the_best_weights_and_says_when_it_was_too_early():
 
 
 @pytest.mark.slow
-def test_the_best_weights_are_kept_not_the_last():
-    # The same twelve rows, learnt for so long that the last weights are of no use to others.
+def test_best_weights_are_kept_not_the_last():
+    # The same twelve rows, trained for so long that the last weights fail on held-out rows.
     data = np.random.default_rng(0).normal(size=(24, 4))
     model = small(max_iter=400, n_iter_no_change=150, validation_fraction=0.5)
     model.set_params(learning_rate_init=0.02, batch_size=6).fit(data)
-    held_out = model.score_samples(data[_order_of(model, 24)[:12]], k=5).mean()
+    held_out = model.score_samples(data[_split_order(model, 24)[:12]], k=5).mean()
     best, last = model.best_validation_score_, np.mean(model.validation_scores_[-20:])
     assert best - last > 1
     assert abs(held_out - best) < (best - last) / 2
 
 
-def test_without_early_stopping_all_rows_train_and_none_is_looked_at():
+def test_all_rows_are_training_rows_without_early_stopping():
     model = small(early_stopping=False).fit(rows())
     assert model.n_iter_ == 3
     assert model.validation_scores_ is None
@@ -325,8 +325,8 @@ def test_without_early_stopping_all_rows_train_and_none_is_looked_at():
     assert small(early_stopping=False).fit(data).score(rows()) != model.score(rows())
 
 
-class Watch:
-    """A callback of scikit-learn, which stops after some passes."""
+class StoppingCallback:
+    """A scikit-learn callback that stops after some epochs."""
 
     def __init__(self, last):
         self.last, self.scores, self.calls = last, [], []
@@ -347,20 +347,20 @@ class Watch:
         return context.task_id == self.last
 
 
-def test_callbacks_see_every_pass_and_can_stop_fit():
+def test_callbacks_see_every_epoch_and_can_stop_fit():
     pytest.importorskip("sklearn.callback", reason="scikit-learn has callbacks from 1.9 on")
-    watch = Watch(last=1)
-    model = small(max_iter=5, early_stopping=False).set_callbacks(watch).fit(rows())
-    passes = [(name, "epoch", i) for i in range(2) for name in ("begin", "end")]
-    whole = [("begin", "fit", 0), *passes, ("end", "fit", 0)]
-    assert watch.calls == [("setup", 5), *whole, "teardown"]
-    assert [n for n, _ in watch.scores] == [1, 2]
+    callback = StoppingCallback(last=1)
+    model = small(max_iter=5, early_stopping=False).set_callbacks(callback).fit(rows())
+    epochs = [(name, "epoch", i) for i in range(2) for name in ("begin", "end")]
+    calls = [("begin", "fit", 0), *epochs, ("end", "fit", 0)]
+    assert callback.calls == [("setup", 5), *calls, "teardown"]
+    assert [n for n, _ in callback.scores] == [1, 2]
     assert (model.n_iter_, len(model.loss_curve_)) == (2, 2)
-    assert watch.scores[1][1] == model.score(rows())
-    assert watch.scores[0][1] != watch.scores[1][1]
+    assert callback.scores[1][1] == model.score(rows())
+    assert callback.scores[0][1] != callback.scores[1][1]
 
 
-def test_progress_is_shown_when_asked_for(capsys):
+def test_progress_is_shown_if_verbose(capsys):
     small(verbose=True).fit(rows())
     assert "epoch 3" in capsys.readouterr().err
     small().fit(rows())
@@ -382,7 +382,7 @@ def test_progress_is_shown_when_asked_for(capsys):
         (["gaussian", "poisson", "categorical:3"], None, -1),
     ],
 )
-def test_kinds_of_data(kind, draw, wrong):
+def test_observation_models(kind, draw, wrong):
     random = np.random.default_rng(0)
     columns = [random.normal(50, 9, 40), random.poisson(4, 40), random.integers(0, 3, 40)]
     data = (draw(random) if draw else np.stack(columns, axis=1)).astype(np.float64)
@@ -394,7 +394,7 @@ def test_kinds_of_data(kind, draw, wrong):
     back = model.inverse_transform(model.transform(data))
     assert back.shape == data.shape
     if isinstance(kind, list):
-        train = data[_order_of(model, 40)[4:], 0]
+        train = data[_split_order(model, 40)[4:], 0]
         assert model.shift_ == pytest.approx([train.mean(), 0, 0], rel=1e-9)
         assert set(back[:, 2]) <= {0, 1, 2}
         assert abs(back[:, 0].mean() - 50) < 5
@@ -405,7 +405,7 @@ def test_kinds_of_data(kind, draw, wrong):
 
 
 @pytest.mark.slow
-def test_the_likeliest_category_is_given_back():
+def test_inverse_transform_returns_the_most_likely_category():
     data = np.tile([[0.0, 2.0]], (40, 1))
     data[:8, 0] = 1
     model = small(observation={"name": "categorical", "categories": 3}).fit(data)
@@ -416,7 +416,7 @@ def test_the_likeliest_category_is_given_back():
 
 
 @cache
-def gaps():
+def rows_with_gaps():
     data = rows().copy()
     data[np.random.default_rng(1).uniform(size=data.shape) < 0.2] = np.nan
     return data[~np.isnan(data).all(axis=1)]
@@ -424,12 +424,12 @@ def gaps():
 
 @cache
 def fitted_with_gaps():
-    return small(missing="at-random", max_iter=80, learning_rate_init=5e-3).fit(gaps())
+    return small(missing="at-random", max_iter=80, learning_rate_init=5e-3).fit(rows_with_gaps())
 
 
 @pytest.mark.slow
-def test_missing_values_are_imputed_and_the_rest_is_left():
-    model, data = fitted_with_gaps(), gaps()
+def test_imputation_fills_gaps_and_keeps_observed_values():
+    model, data = fitted_with_gaps(), rows_with_gaps()
     filled, missing = model.impute(data), np.isnan(data)
     np.testing.assert_array_equal(filled[~missing], data[~missing])
     truth = rows()[: len(filled)]
@@ -444,26 +444,30 @@ def test_missing_values_are_imputed_and_the_rest_is_left():
     assert (draws[:, ~missing] == data[~missing]).all()
     spread = draws.std(axis=0)[missing]
     assert (spread > 0.05).all()
-    error = spread / math.sqrt(20)  # of the 20 particles that the expectation is made of
+    error = spread / math.sqrt(20)  # the expectation is over 20 particles
     assert (np.abs(draws.mean(axis=0) - filled)[missing] < 6 * error).all()
 
 
 @pytest.mark.slow
-def test_densities_of_what_is_observed_are_in_its_units():
+def test_densities_of_observed_values_are_in_their_units():
     units = np.array([2.0, 1024.0, 0.125])
-    ours = small(missing="at-random").fit(gaps())
-    theirs = small(missing="at-random").fit(gaps() * units)
-    difference = ours.score_samples(gaps()) - theirs.score_samples(gaps() * units)
-    np.testing.assert_allclose(difference, ~np.isnan(gaps()) @ np.log(units), atol=1e-5)
-    held_out = small(missing="at-random", k=200, validation_fraction=0.5).fit(gaps())
-    rest = gaps()[_order_of(held_out, len(gaps()))[: round(len(gaps()) / 2)]]
+    ours = small(missing="at-random").fit(rows_with_gaps())
+    theirs = small(missing="at-random").fit(rows_with_gaps() * units)
+    difference = ours.score_samples(rows_with_gaps()) - theirs.score_samples(
+        rows_with_gaps() * units
+    )
+    np.testing.assert_allclose(difference, ~np.isnan(rows_with_gaps()) @ np.log(units), atol=1e-5)
+    held_out = small(missing="at-random", k=200, validation_fraction=0.5).fit(rows_with_gaps())
+    rest = rows_with_gaps()[
+        _split_order(held_out, len(rows_with_gaps()))[: round(len(rows_with_gaps()) / 2)]
+    ]
     values = held_out.score_samples(rest, k=200)
     assert held_out.best_validation_score_ == pytest.approx(values.mean(), abs=0.1)
 
 
 @pytest.mark.slow
-def test_a_row_that_is_partly_observed_is_as_likely_as_its_part():
-    # Of a density that integrates to one over any part of a row.
+def test_partly_observed_row_has_the_density_of_its_observed_part():
+    # The density integrates to one over any part of a row.
     model, grid = fitted_with_gaps(), np.linspace(-10, 40, 1200)
     part = np.stack([np.full(1200, np.nan), grid, np.full(1200, np.nan)], axis=1)
     assert np.trapezoid(np.exp(model.score_samples(part, k=200)), grid) == pytest.approx(
@@ -472,14 +476,14 @@ def test_a_row_that_is_partly_observed_is_as_likely_as_its_part():
 
 
 @pytest.mark.slow
-def test_a_row_without_a_value_has_probability_one_and_the_means(monkeypatch):
-    data = gaps().copy()
+def test_row_without_values_has_probability_one_and_imputes_the_means(monkeypatch):
+    data = rows_with_gaps().copy()
     data[::8] = np.nan
     model = small(missing="at-random").fit(data)
     nothing = np.full((1, 3), np.nan)
     assert model.score_samples(nothing, k=1000) == pytest.approx(0, abs=0.05)
     drawn = model.sample(4000, random_state=0)
-    error = drawn.std(axis=0) / np.sqrt(1000)  # of the imputed means; those of the draws are half
+    error = drawn.std(axis=0) / np.sqrt(1000)  # of the imputed means; that of the draws is half
     assert (np.abs(model.impute(nothing, k=1000)[0] - drawn.mean(axis=0)) < 6 * error).all()
     filled, khat, threshold = model.impute(data, k=1000, anneal=False, return_pareto_k=True)
     assert np.isnan(khat).tolist() == (~np.isnan(data).any(axis=1)).tolist()
@@ -487,20 +491,20 @@ def test_a_row_without_a_value_has_probability_one_and_the_means(monkeypatch):
     *_, found = model.impute(data, k=1000, return_pareto_k=True)
     assert (found == np.where(khat > threshold, pareto_threshold(CHAINS), threshold)).all()
     monkeypatch.setattr("iwae.sklearn.mapping.pareto_threshold", lambda _: -9.0)
-    words = f"k-hat is too large for {np.isfinite(khat).sum()} rows, whose imputed values are unr"
-    with pytest.warns(UserWarning, match=words):
+    message = f"k-hat is too large for {np.isfinite(khat).sum()} rows, whose imputed values are unr"
+    with pytest.warns(UserWarning, match=message):
         np.testing.assert_array_equal(model.impute(data, k=1000, anneal=False), filled)
 
 
-def test_what_says_nothing_is_refused():
+def test_imputation_without_a_missing_data_model_is_refused():
     with pytest.raises(ValueError, match="fit with missing='at-random'"):
         fitted().impute(rows())
     with pytest.raises(ValueError, match="at-random"):
-        small(missing="somehow").fit(gaps())
+        small(missing="somehow").fit(rows_with_gaps())
 
 
 @pytest.mark.slow
-def test_values_missing_for_what_they_are_and_categories(tmp_path):
+def test_values_missing_not_at_random_with_categories(tmp_path):
     data = rows().copy()
     data[:, 2] = np.random.default_rng(0).integers(0, 3, len(data))
     data[data[:, 1] > 12, 1] = np.nan
@@ -518,10 +522,10 @@ def test_values_missing_for_what_they_are_and_categories(tmp_path):
     np.testing.assert_array_equal(again.impute(data), filled)
 
 
-# --- what comes in ---------------------------------------------------------------------------
+# --- input -----------------------------------------------------------------------------------
 
 
-def test_sparse_and_named_columns():
+def test_sparse_input_and_column_names():
     pd = pytest.importorskip("pandas")
     data = rows()
     for make in (sparse.csr_matrix, sparse.coo_array):
@@ -540,7 +544,7 @@ def test_sparse_and_named_columns():
         model.transform(frame[["b", "a", "c"]])
 
 
-def test_columns_without_names_keep_their_order(tmp_path):
+def test_unnamed_columns_must_keep_their_order(tmp_path):
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame(rows())
     model = small(max_iter=1).fit(frame)
@@ -549,7 +553,7 @@ def test_columns_without_names_keep_their_order(tmp_path):
     model.save(tmp_path)
     with pytest.raises(ValueError, match=r"another order: give them as \[0, 1, 2\]"):
         ImportanceWeightedAutoencoder.load(tmp_path).transform(frame[[1, 0, 2]])
-    other = frame.rename(columns={0: 7})  # where nothing says which is which
+    other = frame.rename(columns={0: 7})  # unknown labels say nothing about the order
     for X in (frame, other, frame.to_numpy()):
         np.testing.assert_array_equal(model.transform(X), model.transform(rows()))
     frame.columns = pd.MultiIndex.from_product([["size"], ["a", "b", "c"]])
@@ -561,11 +565,11 @@ def test_columns_without_names_keep_their_order(tmp_path):
     model.transform(frame[list(frame)[::-1]])  # an array has no order to keep
 
 
-def test_what_would_silently_become_other_numbers_is_refused():
+def test_lossy_conversions_are_refused():
     pd = pytest.importorskip("pandas")
     days = pd.DataFrame({name: pd.date_range("2020-01-01", periods=64) for name in "abc"})
     masked = np.ma.masked_array(rows(), rows() > 12)
-    for bad, words in (
+    for bad, message in (
         (days, "X holds dates or times, not numbers"),
         (days.assign(a=1.0), "X holds dates or times"),
         (days.to_numpy(), "X holds dates or times"),
@@ -573,23 +577,23 @@ def test_what_would_silently_become_other_numbers_is_refused():
         (masked, r"X is a masked array, .*: give X.filled\(np.nan\)"),
     ):
         for act in (small().fit, fitted().transform, fitted().score_samples):
-            with pytest.raises(ValueError, match=words):
+            with pytest.raises(ValueError, match=message):
                 act(bad)
     unmasked = np.ma.masked_array(rows(), False)
     np.testing.assert_array_equal(fitted().transform(unmasked), fitted().transform(rows()))
 
 
 @pytest.mark.slow
-def test_columns_of_numbers_of_any_type():
+def test_numeric_columns_of_any_dtype():
     pd = pytest.importorskip("pandas")
     data = pd.DataFrame(np.rint(rows()), columns=["a", "b", "c"])
     model = small(max_iter=1, missing="at-random").fit(data)
     expected = model.score_samples(data)
     for dtype in ("Int64", "Float64", "int16", "category", "object"):
         np.testing.assert_array_equal(model.score_samples(data.astype(dtype)), expected)
-    gapped, plain = data.astype("Int64"), data.copy()
-    gapped.loc[::5, "b"], plain.loc[::5, "b"] = pd.NA, np.nan
-    np.testing.assert_array_equal(model.impute(gapped), model.impute(plain))
+    with_gaps, plain = data.astype("Int64"), data.copy()
+    with_gaps.loc[::5, "b"], plain.loc[::5, "b"] = pd.NA, np.nan
+    np.testing.assert_array_equal(model.impute(with_gaps), model.impute(plain))
 
 
 def test_float32_stays_float32():
@@ -602,7 +606,7 @@ def test_float32_stays_float32():
 
 
 @pytest.mark.slow
-def test_among_scikit_learn_s_tools():
+def test_estimator_works_with_scikit_learn_tools():
     data = rows()
     assert len(cross_val_score(small(), data, cv=2)) == 2
     search = GridSearchCV(small(), {"n_components": [1, 2]}, cv=2).fit(data)
@@ -619,7 +623,7 @@ def test_among_scikit_learn_s_tools():
         copy.score(data)
 
 
-BAD = {
+INVALID_ROWS = {
     "strings": lambda x: np.full(x.shape, "a"),
     "infinite": lambda x: _with(x, np.inf),
     "missing": lambda x: _with(x, np.nan),
@@ -637,12 +641,12 @@ def _with(x, value):
     return x
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_bad_rows_are_refused_in_customary_words(name):
-    bad = BAD[name](rows())
+@pytest.mark.parametrize("name", INVALID_ROWS)
+def test_invalid_rows_are_refused(name):
+    invalid = INVALID_ROWS[name](rows())
     for act in (small().fit, fitted().transform, fitted().score_samples):
         with pytest.raises((ValueError, TypeError)) as caught:
-            act(bad)
+            act(invalid)
         assert not isinstance(caught.value, FloatingPointError)
         assert len(str(caught.value)) > 20
 
@@ -659,7 +663,7 @@ def test_rows_of_another_width_are_refused(width):
 
 NOT_FINITE = st.sampled_from([np.nan, np.inf, -np.inf])
 NOT_WHOLE = st.floats(0, 1e6).filter(lambda value: value % 1)
-WRONG = {
+INVALID_VALUES = {
     "gaussian": NOT_FINITE | st.floats(1e40, 1e300),
     "bernoulli": NOT_FINITE | NOT_WHOLE | st.integers(2) | st.integers(max_value=-1),
     "poisson": NOT_FINITE | NOT_WHOLE | st.integers(max_value=-1),
@@ -670,15 +674,15 @@ WRONG = {
 
 
 @given(
-    kind=st.sampled_from(sorted(WRONG)),
+    kind=st.sampled_from(sorted(INVALID_VALUES)),
     row=st.integers(0, 7),
     place=st.integers(0, 2),
     data=st.data(),
 )
 @settings(max_examples=30)
-def test_one_wrong_value_anywhere_is_refused_and_fits_nothing(kind, row, place, data):
+def test_single_invalid_value_is_refused_before_fitting(kind, row, place, data):
     bad = np.random.default_rng(0).integers(0, 2, (8, 3)).astype(float)
-    bad[row, place] = float(data.draw(WRONG[kind]))
+    bad[row, place] = float(data.draw(INVALID_VALUES[kind]))
     model = small(observation=[kind] * 3)
     with pytest.raises(ValueError, match="X"):
         model.fit(bad)
@@ -689,7 +693,7 @@ def test_one_wrong_value_anywhere_is_refused_and_fits_nothing(kind, row, place, 
     missing=st.sampled_from(["at-random", "not-at-random"]),
     place=st.integers(0, 2),
 )
-def test_a_column_without_a_value_is_refused_wherever_it_is(missing, place):
+def test_column_without_values_is_refused(missing, place):
     bad = np.random.default_rng(0).normal(size=(8, 3))
     bad[:, place] = np.nan
     with pytest.raises(ValueError, match=rf"column {place + 1} of X has no value"):
@@ -701,13 +705,13 @@ def test_a_column_without_a_value_is_refused_wherever_it_is(missing, place):
     name=st.sampled_from(["n_components", "k", "max_iter", "n_iter_no_change", "score_k"]),
 )
 @settings(max_examples=30)
-def test_counts_that_are_none_are_refused(count, name):
+def test_invalid_counts_are_refused(count, name):
     with pytest.raises(ValueError, match=f"{name} == .*, must be a whole number of at least 1"):
         small(**{name: count}).fit(rows()) if name != "n_components" else small(count).fit(rows())
 
 
 @pytest.mark.parametrize(
-    ("parameters", "words"),
+    ("parameters", "message"),
     [
         ({"learning_rate_init": 0.0}, "learning_rate_init == 0.0"),
         ({"validation_fraction": 1.0}, "validation_fraction"),
@@ -735,13 +739,13 @@ def test_counts_that_are_none_are_refused(count, name):
         ({"batch_size": "all"}, "batch_size"),
     ],
 )
-def test_parameters_that_cannot_be_are_refused(parameters, words):
-    with pytest.raises(ValueError, match=words):
+def test_invalid_parameters_are_refused(parameters, message):
+    with pytest.raises(ValueError, match=message):
         small(**parameters).fit(rows())
 
 
 @pytest.mark.slow
-def test_one_row_constant_columns_and_great_batches():
+def test_degenerate_rows_columns_and_options():
     with pytest.raises(ValueError, match="minimum of 2 is required"):
         small().fit(rows()[:1])
     with pytest.raises(ValueError, match="no rows to train on"):
@@ -765,7 +769,7 @@ def test_one_row_constant_columns_and_great_batches():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_columns_of_any_size_are_standardised(dtype):
+def test_columns_of_any_scale_are_standardised(dtype):
     data = rows() * np.array([1e-30, 1.0, 1e30])
     shift, scale = input_row_standards(data.astype(dtype), Kind("gaussian"), standardize=True)
     np.testing.assert_allclose(shift, data.mean(axis=0), rtol=1e-6)
@@ -784,7 +788,7 @@ def test_equal_rows_have_equal_keys():
     assert not different
 
 
-def test_values_that_float32_does_not_hold_are_refused():
+def test_values_beyond_float32_are_refused():
     data = rows().copy()
     data[5, 2] = 1e200
     for act in (fitted().transform, fitted().score_samples):
@@ -792,11 +796,11 @@ def test_values_that_float32_does_not_hold_are_refused():
             act(data)
     with pytest.raises(ValueError, match="X holds values beyond float32"):
         fitted().inverse_transform([[1e200, 0.0]])
-    data[5, 2] = 1e30  # far, and still a number
+    data[5, 2] = 1e30  # far, but finite
     assert fitted().score_samples(data)[5] < -1e30
 
 
-def test_a_model_that_makes_nan_says_so():
+def test_nan_from_the_model_is_reported():
     model = small().fit(rows())
     broken = eqx.tree_at(lambda m: m.encoder[0].loc.bias, model.model_, jnp.full(2, jnp.nan))
     model.model_ = broken
@@ -809,7 +813,7 @@ def test_one_hidden_layer_may_be_a_number():
     assert small(hidden_layer_sizes=6).fit(rows()).score(rows()) == fitted().score(rows())
 
 
-def test_a_fit_that_fails_leaves_no_half_of_a_model():
+def test_failed_fit_leaves_no_partial_model():
     model = small().fit(rows())
     with pytest.raises(ValueError, match="tanh"):
         model.set_params(activation="nope").fit(1000 * rows())
@@ -818,7 +822,7 @@ def test_a_fit_that_fails_leaves_no_half_of_a_model():
             act(rows())
 
 
-def test_what_is_set_after_fit_waits_for_the_next_one():
+def test_parameters_set_after_fit_apply_to_the_next_fit():
     model = small().fit(rows())
     before = model.transform(rows())
     model.set_params(n_components=3, missing="at-random")
@@ -831,7 +835,7 @@ def test_what_is_set_after_fit_waits_for_the_next_one():
 
 
 @pytest.mark.slow
-def test_objectives_take_what_they_need():
+def test_objective_params_are_checked():
     miwae = small(objective="miwae", objective_params={"m": np.int64(2)}).fit(rows())
     assert miwae.score(rows()) != fitted().score(rows())
     with pytest.raises(ValueError, match="m"):
@@ -846,17 +850,17 @@ def test_objectives_take_what_they_need():
 # --- files -----------------------------------------------------------------------------------
 
 
-def of_counts_and_categories():
+def fitted_on_mixed_kinds():
     kind = ["gaussian", "poisson", "categorical:3"]
     data = np.abs(np.rint(rows())) % 3
     return small(observation=kind).fit(data), data
 
 
-SAVED = {"real values": lambda: (fitted(), rows()), "kinds": of_counts_and_categories}
+SAVED = {"real values": lambda: (fitted(), rows()), "kinds": fitted_on_mixed_kinds}
 
 
 @pytest.mark.parametrize("name", quick(SAVED, "real values"))
-def test_saved_and_loaded_it_is_the_same(name, tmp_path):
+def test_loaded_estimator_matches_the_saved_one(name, tmp_path):
     model, X = SAVED[name]()
     model.save(tmp_path / "model")
     again = ImportanceWeightedAutoencoder.load(tmp_path / "model")
@@ -867,7 +871,7 @@ def test_saved_and_loaded_it_is_the_same(name, tmp_path):
     assert load_model(tmp_path / "model").n_data == 3
 
 
-def test_a_save_that_was_cut_off_is_not_taken_for_whole(tmp_path):
+def test_interrupted_save_is_detected(tmp_path):
     fitted().save(tmp_path)
     weights = (tmp_path / "model.safetensors").read_bytes()
     small(random_state=1).fit(100 * rows()).save(tmp_path)
@@ -876,7 +880,7 @@ def test_a_save_that_was_cut_off_is_not_taken_for_whole(tmp_path):
         ImportanceWeightedAutoencoder.load(tmp_path)
 
 
-def test_files_that_hold_no_estimator(tmp_path):
+def test_files_without_an_estimator_are_refused(tmp_path):
     save_model(fitted().model_, tmp_path)
     with pytest.raises(UserError, match="no estimator in"):
         ImportanceWeightedAutoencoder.load(tmp_path)
@@ -932,6 +936,6 @@ def test_learned_priors_and_flow_posteriors(tmp_path):
         ({"prior": "vamp:65", "early_stopping": False}, "of which there are 64"),
     ],
 )
-def test_a_prior_or_posterior_that_does_not_fit_is_refused(options, message):
+def test_invalid_priors_and_posteriors_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         small(**options).fit(rows())
