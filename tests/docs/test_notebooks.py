@@ -1,4 +1,4 @@
-"""The notebooks of the documentation run, and what they show is what their code makes."""
+"""The notebooks of the documentation run, and reproduce their stored outputs."""
 
 import json
 import re
@@ -14,8 +14,8 @@ sys.path.insert(0, str(ROOT / "docs" / "tools"))
 import notebooks  # noqa: E402
 
 
-def kinds(cell):
-    """What a cell shows: the kind of each output, with its words but not its numbers."""
+def output_kinds(cell):
+    """The kind of each output of a cell, with its words but without its numbers."""
     for output in cell["outputs"]:
         data = output.get("data", {"text/plain": output.get("text", [])})
         for kind, content in data.items():
@@ -25,7 +25,7 @@ def kinds(cell):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_and_shows_what_is_stored(path, tmp_path, monkeypatch):
+def test_notebook_runs_and_reproduces_its_outputs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     stored = notebooks.read(path)
     with jax.numpy_dtype_promotion("standard"):
@@ -33,19 +33,19 @@ def test_a_notebook_runs_and_shows_what_is_stored(path, tmp_path, monkeypatch):
     for old, new in zip(stored["cells"], made["cells"], strict=True):
         if old["cell_type"] == "code":
             assert old["execution_count"] == new["execution_count"]
-            assert list(kinds(old)) == list(kinds(new)), notebooks.source(old)
+            assert list(output_kinds(old)) == list(output_kinds(new)), notebooks.source(old)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_small_and_every_figure_is_described(path):
+def test_notebook_is_small_and_describes_every_figure(path):
     assert path.stat().st_size < 500_000
     for cell in notebooks.read(path)["cells"]:
-        figures = [kind for kind, _ in kinds(cell)] if cell["cell_type"] == "code" else []
+        figures = [kind for kind, _ in output_kinds(cell)] if cell["cell_type"] == "code" else []
         assert ("image/png" in figures) == ("alt" in cell["metadata"])
 
 
-def test_cells_are_run_as_jupyter_does():
+def test_cells_run_as_in_jupyter():
     cells = [
         {"cell_type": "code", "metadata": {}, "source": ["x = 2\n", "print(x)\n", "x + 1"]},
         {"cell_type": "markdown", "metadata": {}, "source": ["words"]},
@@ -62,13 +62,13 @@ def test_cells_are_run_as_jupyter_does():
     assert made[3]["outputs"] == []
 
 
-def test_a_fault_in_a_cell_is_not_hidden():
+def test_error_in_a_cell_is_raised():
     cell = {"cell_type": "code", "metadata": {}, "source": ["1 / 0"]}
     with pytest.raises(ZeroDivisionError):
         notebooks.run({"cells": [cell]})
 
 
-def test_a_notebook_is_written_as_jupyter_reads_it(tmp_path):
+def test_notebook_is_written_in_the_format_of_jupyter(tmp_path):
     notebooks.write(notebooks.read(NOTEBOOKS[0]), tmp_path / "copy.ipynb")
     assert (tmp_path / "copy.ipynb").read_text() == NOTEBOOKS[0].read_text()
     stored = json.loads(NOTEBOOKS[0].read_text())

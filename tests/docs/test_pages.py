@@ -1,4 +1,4 @@
-"""The documentation is run: its Python, its command lines, its links and its lists of names."""
+"""The documentation works: its Python, command lines, links and lists of names."""
 
 import dataclasses
 import importlib
@@ -29,7 +29,7 @@ NOT_RUN = re.compile(r"# Not run by the tests: (?P<reason>\w.{5,}\.)\n")
 """The first line of a block that cannot be run here. A reader sees it too."""
 
 SHOWN = {"text", "math"}
-"""Blocks that are no code: what a program prints, and formulas."""
+"""Languages of blocks that are not code: program output and formulas."""
 
 EXPERIMENT = """
 dataset = "digits"
@@ -37,10 +37,10 @@ latent_sizes = [2]
 hidden_sizes = [[5]]
 epochs = 1
 """
-"""Stands in for every experiment file that a command line names."""
+"""Replaces every experiment file that a command line names."""
 
 PLACEHOLDERS = {"I": "0", "N": "1", "...": None}
-"""What stands for the words that a reader replaces; None leaves the word out."""
+"""Values for the words that a reader replaces; None removes the word."""
 
 
 def relative(path):
@@ -60,7 +60,7 @@ def prose(page):
     return FENCE.sub("", page.read_text())
 
 
-def runs(text):
+def is_run(text):
     """Whether a block is one that the tests run."""
     return not NOT_RUN.match(text)
 
@@ -70,30 +70,30 @@ def with_blocks(*languages):
     return [
         pytest.param(page, id=relative(page), marks=pytest.mark.slow)
         for page in PAGES
-        if relative(page) != TOLD and any(runs(text) for _, text in blocks(page, languages))
+        if relative(page) != STORY and any(is_run(text) for _, text in blocks(page, languages))
     ]
 
 
-TOLD = "docs/own-data.md"
-"""The page that is a story: its Python and its commands run as they stand, one after another."""
+STORY = "docs/own-data.md"
+"""The page whose Python and commands run unchanged, one after another."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
 def test_every_block_is_run_or_says_why_not(page):
-    """Python and command lines are run below; what is no code is known as such."""
+    """Python and command lines are run below; other blocks have a known language."""
     for found in FENCE.finditer(page.read_text()):
         language, text = found[1], found[2]
         assert language in {"python", "console", "toml", *SHOWN}, found[0]
-        assert "not run" not in text.lower() or not runs(text), found[0]
-        if language == "console" and runs(text):
+        assert "not run" not in text.lower() or not is_run(text), found[0]
+        if language == "console" and is_run(text):
             unknown = [line for line in shell_lines(text) if iwae_words(line) is None]
             assert not unknown, f"no test runs these lines: {unknown}"
 
 
-def test_a_block_says_why_it_is_not_run():
-    assert not runs("# Not run by the tests: needs a cluster.\n$ iwae train\n")
+def test_block_is_skipped_only_with_a_reason():
+    assert not is_run("# Not run by the tests: needs a cluster.\n$ iwae train\n")
     for text in ("# Not run by the tests.\n", "# Not run by the tests: .\n", "$ iwae train\n"):
-        assert runs(text)
+        assert is_run(text)
 
 
 # --- Python -----------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_a_block_says_why_it_is_not_run():
 
 @pytest.fixture
 def reader(tmp_path, monkeypatch):
-    """An empty folder, and JAX as a reader has it: the tests' strict types break Optax's Adam."""
+    """An empty folder, and JAX's standard promotion: the strict one of the tests breaks Optax."""
     monkeypatch.chdir(tmp_path)
     with jax.numpy_dtype_promotion("standard"):
         yield
@@ -112,12 +112,12 @@ def reader(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:the validation bound was still rising")  # examples are short
 @pytest.mark.filterwarnings("ignore:k-hat is too large")
 def test_python_runs(page):
-    """With no data but those that need no download: another block has to say that it is not run."""
+    """Only with data that need no download; any other block must say that it is not run."""
     namespace = {"__name__": "documentation"}
     for line, text in blocks(page, {"python"}):
         # Blank lines in front make a traceback point at the line of the page.
         compiled = compile("\n" * (line - 1) + text, page, "exec")
-        if runs(text):
+        if is_run(text):
             exec(compiled, namespace)  # noqa: S102
 
 
@@ -125,7 +125,7 @@ def test_python_runs(page):
 
 
 def shell_lines(text):
-    """The commands of a shell block; what a command continues on is one line with it."""
+    """The commands of a shell block, with continuation lines joined."""
     lines = text.replace("\\\n", " ").splitlines()
     return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
 
@@ -143,7 +143,7 @@ def iwae_words(line):
 def command_lines(page):
     """Every `iwae` or `python -m iwae` line of a page's shell blocks and inline code, as words.
 
-    The mere name of a command in the prose, such as `iwae evaluate`, is no command line.
+    The mere name of a command in the prose, such as `iwae evaluate`, is not a command line.
     """
     shell = [line for _, text in blocks(page, SHELLS) for line in shell_lines(text)]
     inline = re.findall(r"`((?:iwae|python -m iwae) [^`]+)`", prose(page))
@@ -153,7 +153,7 @@ def command_lines(page):
 
 
 def filled_in(words):
-    """The words with something real for each placeholder."""
+    """The words with a real value for each placeholder."""
     words = [PLACEHOLDERS.get(word, word) for word in words]
     words = [word for word in words if word is not None]
     for i, word in enumerate(words[:-1]):
@@ -163,11 +163,11 @@ def filled_in(words):
 
 
 class Parsed(Exception):  # noqa: N818 - nothing went wrong
-    """A command line was understood."""
+    """A command line was parsed."""
 
 
 def parse(words, monkeypatch):
-    """Parse a command line as `iwae` does, and stop there."""
+    """Parse a command line as `iwae` does, without running it."""
     real = parsing.parse
 
     def stop(*arguments, **options):
@@ -195,12 +195,12 @@ def test_command_lines_parse(page, monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("reader")
-def test_wrong_command_lines_do_not_parse(monkeypatch):
+def test_invalid_command_lines_do_not_parse(monkeypatch):
     for line in ("trian", "train --datset digits", "evaluate RUN --k many", "train --preset no"):
         assert parse(line.split(), monkeypatch) == cli.USAGE_ERROR
 
 
-# --- command lines, cut to size ---------------------------------------------------------------
+# --- command lines at a small size ------------------------------------------------------------
 
 TINY = {"--epochs": "8", "--hidden-sizes": "5", "--latent-sizes": "2", "--k": "2"}
 """A training that takes seconds: eight epochs, since the schedule has eight stages."""
@@ -210,13 +210,13 @@ FEW = {"--temperatures": "20", "--chains": "2", "--leapfrog": "2", "--examples":
 
 
 def values(words, name):
-    """The words that follow an option, up to the next."""
+    """The words that follow an option, up to the next option."""
     after = words[words.index(name) + 1 :]
     return list(itertools.takewhile(lambda word: not word.startswith("--"), after))
 
 
-def replaced(words, options, *, added=True):
-    """The words with other values for these options, which are added where they are not given."""
+def with_options(words, options, *, added=True):
+    """The words with these values of options; options that are not given are added."""
     words = list(words)
     for name, value in options.items():
         if name in words:
@@ -228,7 +228,7 @@ def replaced(words, options, *, added=True):
 
 
 def sizes(words):
-    """Small sizes for a training, for as many layers as it has."""
+    """Small sizes for a training, with its number of layers."""
     given = {name: TINY[name] for name in TINY if name != "--k" or name in words}
     for name in {"--latent-sizes", "--hidden-sizes"} & set(words):
         given[name] = " ".join([TINY[name]] * len(values(words, name)))
@@ -241,38 +241,38 @@ def sizes(words):
 
 
 def cut(words):
-    """The same command on less: small models, few examples, and data that need no download."""
+    """The same command at a small size: small models, few examples and no downloads."""
     words = ["digits" if word in {"mnist", "omniglot"} else word for word in filled_in(words)]
     command = words[0]
     if command == "train" and "--resume" not in words and "--help" not in words:
         if "--out" not in words:
             words += ["--out", "unnamed"]
         if "--preset" in words:
-            words = replaced(words, {"--preset": "digits/iwae-k20"})
+            words = with_options(words, {"--preset": "digits/iwae-k20"})
         elif "--dataset" not in words and words[1].startswith("-"):
             words += ["--dataset", "digits"]
-        words = replaced(words, {"--validation": "100"}, added=False)
-        words = replaced(words, sizes(words))
+        words = with_options(words, {"--validation": "100"}, added=False)
+        words = with_options(words, sizes(words))
     elif command == "evaluate":
         annealed = {"ais", "bdmc", "sandwich", "rate-distortion"} & set(words)
         few = FEW if annealed else {"--examples": "50"}
-        words = replaced(words, few, added=bool(annealed))
+        words = with_options(words, few, added=bool(annealed))
         words = ["100" if word == "5000" else word for word in words]
         if "--k" not in words and not annealed:
             words += ["--k", "100"]
     elif command == "calibrate":
-        words = replaced(words, {"--examples": "50", "--k": "20"})
+        words = with_options(words, {"--examples": "50", "--k": "20"})
     elif command == "reproduce" and "run" in words and "camel" not in words:
         words.append("--dry-run")
     elif command == "export":
-        words = replaced(words, {"--replicate": "0"}, added=False)
+        words = with_options(words, {"--replicate": "0"}, added=False)
     elif command == "sweep":
-        words = replaced(words, {"--k": "50"})
+        words = with_options(words, {"--k": "50"})
     return words
 
 
 def stage(words, made):
-    """Lay out what a command line takes for granted, and away what it wants to make anew."""
+    """Create the runs and files that a command line needs; delete the folder that it creates."""
     if words[0] == "train" and "--out" in words:
         shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
     for name in set(words) & {"RUN", "OTHER", "A", "B"} - made:
@@ -307,8 +307,8 @@ def stage(words, made):
             Path(name).write_text(EXPERIMENT)
 
 
-def written(text):
-    """An experiment file that a page shows, cut to size; its first line is its name."""
+def write_experiment(text):
+    """Write an experiment file that a page shows, at a small size; its first line is its name."""
     name, _, rest = text.partition("\n")
     tables = re.sub(
         r"^(epochs|latent_sizes|hidden_sizes|dataset|validation) = .*\n", "", rest, flags=re.M
@@ -319,33 +319,33 @@ def written(text):
 @pytest.mark.parametrize("page", with_blocks("console"))
 @pytest.mark.usefixtures("reader")
 def test_commands_run(page, monkeypatch, capsys):
-    """In the order of the page, in one folder."""
+    """All commands of a page, in order, in one folder."""
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
     monkeypatch.setenv("XDG_CACHE_HOME", "cache")
     made = set()
     for found in FENCE.finditer(page.read_text()):
         language, text = found[1], found[2]
         if language == "toml":
-            written(text)
-        for line in shell_lines(text) if language == "console" and runs(text) else ():
+            write_experiment(text)
+        for line in shell_lines(text) if language == "console" and is_run(text) else ():
             words = cut(iwae_words(line))
             stage(words, made)
             try:
                 status = cli.main(words)
             except SystemExit as leaving:
                 status = leaving.code
-            said = capsys.readouterr()
-            assert status == 0, f"{line}\niwae {shlex.join(words)}\n{said.err}"
+            output = capsys.readouterr()
+            assert status == 0, f"{line}\niwae {shlex.join(words)}\n{output.err}"
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("reader")
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_story_runs_as_it_stands(monkeypatch, capsys):
+def test_story_runs_unchanged(monkeypatch, capsys):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
     monkeypatch.setenv("XDG_CACHE_HOME", "cache")
     namespace = {"__name__": "documentation"}
-    for found in FENCE.finditer((ROOT / TOLD).read_text()):
+    for found in FENCE.finditer((ROOT / STORY).read_text()):
         language, text = found[1], found[2]
         if language == "python":
             exec(text, namespace)  # noqa: S102
@@ -358,7 +358,7 @@ def test_a_story_runs_as_it_stands(monkeypatch, capsys):
 
 
 def known_options():
-    """Every option of every command, as it is typed."""
+    """Every option of every command, as typed."""
     kinds = [command.options for command in cli.COMMANDS.values()]
     names = {field.name for kind in kinds for field in dataclasses.fields(kind)}
     names = {name.replace("_", "-") for name in names | set(TrainConfig.model_fields)}
@@ -371,7 +371,7 @@ def test_options_named_in_the_prose_exist(page):
     assert named <= known_options()
 
 
-def test_a_page_shows_every_command():
+def test_command_page_shows_every_command():
     shown = {words[0] for words in command_lines(ROOT / "docs" / "commands.md") if words}
     assert shown >= set(cli.COMMANDS)
 
@@ -395,7 +395,7 @@ def anchors(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_links_lead_somewhere(page):
+def test_links_resolve(page):
     targets = re.findall(r"\]\(([^)\s]+)\)", prose(page))
     targets += re.findall(r'(?:src|href)="([^"]+)"', prose(page))
     for target in targets:
@@ -409,7 +409,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
 def test_names_of_the_package_exist(page):
-    """`iwae.x.y` in code is a module or something in one."""
+    """`iwae.x.y` in code is a module or a member of one."""
     for name in set(re.findall(r"`(iwae(?:\.\w+)+)", page.read_text())):
         parts = name.split(".")
         found = iwae
@@ -419,7 +419,7 @@ def test_names_of_the_package_exist(page):
             found = getattr(found, part)
 
 
-def test_contributing_lists_the_modules_in_their_order():
+def test_contributing_lists_the_modules_in_order():
     listed = re.findall(r"^\| `(\w+)` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
     package = Path(iwae.__file__).parent
     there = {path.stem for path in package.iterdir() if path.suffix == ".py" or path.is_dir()}

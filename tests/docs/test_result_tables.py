@@ -1,4 +1,4 @@
-"""Tables are functions of records."""
+"""Result tables, which are functions of records."""
 
 import json
 import re
@@ -79,12 +79,12 @@ def write(folder, name, content):
     path.write_text(json.dumps(content))
 
 
-def narrow(text):
-    """Lines of a table without the blanks that put its columns under each other."""
+def table_lines(text):
+    """The lines of a table without the spaces that align its columns."""
     return re.sub(" +", " ", text).splitlines()
 
 
-def test_the_table_shows_the_record_of_the_largest_k_on_the_whole_test_set(tmp_path):
+def test_likelihood_table_uses_the_largest_k_on_the_full_test_set(tmp_path):
     write(tmp_path, "a", record(k=50, log_likelihood=-1.0))
     write(tmp_path, "b", record())
     write(tmp_path, "c", record(k=9999, subset={"examples": 3, "seed": 0}))
@@ -92,7 +92,7 @@ def test_the_table_shows_the_record_of_the_largest_k_on_the_whole_test_set(tmp_p
     write(tmp_path, "e", record(k=9999, pruned=True))
     write(tmp_path, "f", record(k=9999, method="annealed importance sampling"))
     assert largest_records(tmp_path)["run"].k == 5000
-    line = narrow(likelihood_table(tmp_path))[2]
+    line = table_lines(likelihood_table(tmp_path))[2]
     assert "| 86.50 ± 0.25 |" in line
     assert "| 86.76 (19 active, 3,280 epochs) |" in line
     assert "| 3280 |" in line
@@ -105,12 +105,12 @@ def test_replicates_show_their_spread(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["table1/mnist/1l/vae-k1", "table3/mnist-static/2l/iwae-k50"])
-def test_the_published_number_is_that_of_the_preset(name):
+def test_published_number_comes_from_the_preset(name):
     assert published_nll(resolved(name)).startswith(f"{preset(name).nll:.2f} (")
     assert published_nll(resolved("miwae/m4-k16")) == "84.56 (3,280 epochs)"
 
 
-def test_with_one_sample_the_vae_and_the_iwae_are_one_cell():
+def test_vae_and_iwae_are_one_cell_with_one_sample():
     values = resolved("table1/mnist/1l/vae-k1")
     assert published_nll({**values, "objective": "iwae"}).startswith("86.76")
     assert published_nll({**values, "objective": "iwae", "k": 7}) == "-"
@@ -129,7 +129,7 @@ def test_with_one_sample_the_vae_and_the_iwae_are_one_cell():
         {"kl_warmup": 10},
     ],
 )
-def test_another_experiment_has_no_published_number(change):
+def test_other_experiment_has_no_published_number(change):
     assert published_nll({**resolved("table1/mnist/1l/vae-k1"), **change}) == "-"
 
 
@@ -145,7 +145,7 @@ def test_only_marked_blocks_change(tmp_path):
         fill_blocks(text.replace("results:likelihoods", "results:other"), tmp_path)
 
 
-def test_times_are_compared_with_what_was_timed_undisturbed(tmp_path):
+def test_step_times_are_relative_to_an_undisturbed_baseline(tmp_path):
     path = tmp_path / "benchmarks" / "objective_step.json"
     path.parent.mkdir()
     results = {
@@ -165,8 +165,8 @@ def test_times_are_compared_with_what_was_timed_undisturbed(tmp_path):
         costs_table(tmp_path)
 
 
-def test_ways_of_drawing_stand_below_each_other_by_gradient_and_k(tmp_path):
-    def few(draw, count, relative):
+def test_resampling_schemes_are_listed_by_gradient_and_k(tmp_path):
+    def row(draw, count, relative):
         numbers = {"relative": relative, "relative_stderr": 0.01}
         return {"draw": draw, "backward": count, "variance_times_seconds": 0.5, **numbers}
 
@@ -174,26 +174,26 @@ def test_ways_of_drawing_stand_below_each_other_by_gradient_and_k(tmp_path):
     with pytest.raises(UserError, match=r"python experiments/resampling.py"):
         resampling_table(tmp_path)
     path.parent.mkdir()
-    ways = [few("systematic", 1, 0.4), few("largest exactly", 1, 0.3)]
+    rows = [row("systematic", 1, 0.4), row("largest exactly", 1, 0.3)]
     cells = [
-        {"run": "a", "gradient": "dreg", "k": 5, "few": ways},
-        {"run": "a", "gradient": "reparam", "k": 50, "few": [*ways, few("systematic", 8, 0.1)]},
-        {"run": "a", "gradient": "reparam", "k": 5, "few": ways},
+        {"run": "a", "gradient": "dreg", "k": 5, "few": rows},
+        {"run": "a", "gradient": "reparam", "k": 50, "few": [*rows, row("systematic", 8, 0.1)]},
+        {"run": "a", "gradient": "reparam", "k": 5, "few": rows},
     ]
     path.write_text(json.dumps({"cells": cells}))
-    lines = narrow(resampling_table(tmp_path))
+    lines = table_lines(resampling_table(tmp_path))
     assert lines[0] == "| model | gradient | k | draw | S = 1 | S = 8 |"
     assert [line.split(" | ")[1:3] for line in lines[2:]] == [
         [gradient, k]
         for gradient, k in (("reparam", "5"), ("reparam", "50"), ("dreg", "5"))
-        for _ in ways
+        for _ in rows
     ]
     assert lines[4] == (
         "| a | reparam | 50 | systematic | 0.400 ± 0.010 (0.50) | 0.100 ± 0.010 (0.50) |"
     )
 
 
-def test_trials_of_recipes_are_told_by_their_stages(tmp_path):
+def test_recipe_trials_are_described_by_their_stages(tmp_path):
     config = preset("fast/table1/mnist/1l/iwae-k50").config()
     for name, changes in (("one", {"stages": None, "epochs": 20, "k": 5}), ("two", {})):
         path = tmp_path / "recipes" / "k50" / f"{name}.json"
@@ -210,7 +210,7 @@ def test_trials_of_recipes_are_told_by_their_stages(tmp_path):
     assert stages_text(config.stages) in two
 
 
-def test_what_was_run_of_cells_is_in_a_line_each(copied_vae):
+def test_cells_table_has_a_line_per_trained_cell(copied_vae):
     text = run_cells_table(copied_vae, "table1/mnist/1l,camel")
     _, _, *rows = text.strip().splitlines()
     assert [row.split("|")[1].strip() for row in rows] == ["table1/mnist/1l/vae-k1"]
@@ -226,7 +226,7 @@ def copied_vae(tmp_path):
     return tmp_path
 
 
-def test_what_the_queue_adds_is_compared_round_by_round(tmp_path):
+def test_queue_overhead_is_compared_per_round(tmp_path):
     path = tmp_path / "benchmarks" / "queue_overhead.json"
     path.parent.mkdir()
     seconds = {"train and evaluate": [10, 20, 30], "sweep": [11, 26, 32]}
@@ -234,17 +234,22 @@ def test_what_the_queue_adds_is_compared_round_by_round(tmp_path):
     assert "| sweep        | 3        | +2.0 (+1.0 to +6.0) | +0.3%" in queue_table(tmp_path)
 
 
-def test_own_tables_are_compared_with_the_rivals_that_there_are(tmp_path):
-    way = lambda nats, lead: {"nats": nats, "lead": lead, "lead_stderr": 0.25}  # noqa: E731
-    wine = {"iwae": way(-18.0, 0.0), "estimator": way(-17.9, -0.1), "Gaussian": way(-19.0, 1.0)}
-    mixed = {"iwae": way(-28.5, 0.0), "independent": way(-30.5, 2.0)}
+def test_own_data_tables_compare_with_the_available_baselines(tmp_path):
+    entry = lambda nats, lead: {"nats": nats, "lead": lead, "lead_stderr": 0.25}  # noqa: E731
+    wine = {
+        "iwae": entry(-18.0, 0.0),
+        "estimator": entry(-17.9, -0.1),
+        "Gaussian": entry(-19.0, 1.0),
+    }
+    mixed = {"iwae": entry(-28.5, 0.0), "independent": entry(-30.5, 2.0)}
     filled = {
         "iwae": {"error": 0.5, "change": 0.0, "change_stderr": 0.0},
         "random forests": {"error": 0.6, "change": -0.1, "change_stderr": 0.03},
     }
     table = {"rows": 1780, "columns": 13, "splits": 5, "imputations": filled}
     results = {
-        name: {**table, "densities": ways} for name, ways in (("wine", wine), ("mixed", mixed))
+        name: {**table, "densities": densities}
+        for name, densities in (("wine", wine), ("mixed", mixed))
     }
     path = tmp_path / "benchmarks" / "own_data.json"
     path.parent.mkdir()
@@ -270,7 +275,7 @@ def test_shares_of_hidden_values_are_compared_over_seeds(tmp_path):
     assert rows[1] == ["wine", "20%", "2", "0.650", "-0.150 ± 0.050", "+0.50 ± 0.25"]
 
 
-def test_protocols_are_compared_with_that_of_the_paper(tmp_path):
+def test_protocols_are_compared_with_the_one_of_the_paper(tmp_path):
     there = ROOT / "results" / "objectives" / "protocols"
     ours = tmp_path / "objectives" / "protocols"
     small.unpacked(there / "seed", ours / "seed")
@@ -294,7 +299,7 @@ def test_protocols_are_compared_with_that_of_the_paper(tmp_path):
         protocols_table(tmp_path)
 
 
-def test_estimates_are_of_the_examples_of_the_longest_annealing_run(tmp_path):
+def test_estimates_use_the_examples_of_the_longest_annealing_run(tmp_path):
     run = tmp_path / "run"
     evaluations = run / "evaluations"
     evaluations.mkdir(parents=True)
@@ -321,7 +326,9 @@ def test_estimates_are_of_the_examples_of_the_longest_annealing_run(tmp_path):
     both = {"annealing": {"chains": 16}, "split": "simulated", "weights": "final", **gaps}
     both |= {"method": "bidirectional Monte Carlo", "model_sha256": "a", "n": 7}
     (evaluations / "x-bdmc.json").write_text(json.dumps({"pruned": False, **both}))
-    heads, _, cells = (line.strip("| ").split(" | ") for line in narrow(estimates_table(tmp_path)))
+    heads, _, cells = (
+        line.strip("| ").split(" | ") for line in table_lines(estimates_table(tmp_path))
+    )
     row = dict(zip(heads, cells, strict=True))
     assert row["L_1"] == "-6.00 ± 1.00"
     assert row["L_50"] == "-4.00 ± 1.00"
@@ -338,8 +345,8 @@ def test_estimates_are_of_the_examples_of_the_longest_annealing_run(tmp_path):
     assert row["k-hat too large"].startswith("50%")
 
 
-def test_objectives_are_compared_best_first(tmp_path):
-    """Means over seeds and examples, of the most samples and of annealing."""
+def test_objectives_are_listed_best_first(tmp_path):
+    """Means over seeds and examples of the bound with the most samples."""
     for name, level in {"iwae": -2.0, "ciwae": -1.0}.items():
         run = tmp_path / "objectives" / "digits" / name
         config = {"objective": name, "k": 5, "epochs": 3, "replicates": 2, "free_bits": 0.1}
@@ -371,7 +378,7 @@ def test_objectives_are_compared_best_first(tmp_path):
     filled = fill_blocks(
         "<!-- results:objectives-digits -->\n<!-- /results:objectives-digits -->", tmp_path
     )
-    first, second = narrow(filled)[3:5]
+    first, second = table_lines(filled)[3:5]
     assert first.startswith("| ciwae | reparam | k 5, beta 0.5, free bits 0.1 | 3 | 2 | -0.85 ± ")
     assert second.startswith(
         "| iwae | dreg | k 5, free bits 0.1 | 3 | 2 | -1.85 ± 0.05 (sd 0.14) |"
@@ -383,7 +390,7 @@ def test_objectives_are_compared_best_first(tmp_path):
         )
 
 
-def test_cells_stand_below_their_baseline_with_what_was_measured_of_each(tmp_path):
+def test_compared_cells_are_listed_below_their_baseline(tmp_path):
     cell = "fast/prior/mnist/1l/vae-k1-vamp500"
     block = f"<!-- results:compared-cells:{cell} -->\n<!-- /results:compared-cells:{cell} -->"
     assert "No cell of these has been measured yet." in fill_blocks(block, tmp_path)
@@ -402,7 +409,7 @@ def test_cells_stand_below_their_baseline_with_what_was_measured_of_each(tmp_pat
     known |= {"method": "sandwich", **sides, "importance": None, "acceptance_mean": 0.8}
     known |= {"annealing": {"temperatures": 700, "chains": 16}, "subset": {"examples": 9}, "n": 9}
     (other / "evaluations" / "test-final-sandwich.json").write_text(json.dumps(known))
-    head, _, *lines = narrow(fill_blocks(block, tmp_path))[1:-1]
+    head, _, *lines = table_lines(fill_blocks(block, tmp_path))[1:-1]
     columns, *rows = ([word.strip() for word in row.split("|")[1:-1]] for row in (head, *lines))
     first, second = (dict(zip(columns, row, strict=True)) for row in rows)
     nll = read_cell_result(tmp_path, str(baseline.parent), Wanted()).nll
@@ -414,8 +421,8 @@ def test_cells_stand_below_their_baseline_with_what_was_measured_of_each(tmp_pat
     assert second["gap between both sides"] == "0.250 ± 0.010 (T = 700, 9 images)"
 
 
-def test_priors_are_drawn_at_their_cost_with_the_likelihood_at_the_end():
-    """The course of a cell is as long as its training, whatever its stages."""
+def test_prior_figure_shows_the_likelihood_at_the_end_of_training():
+    """The curve of a cell is as long as its training, whatever its stages."""
     results = ROOT / "results"
     (axes, *_) = priors_figure(results).axes
     curves = [one.get_xydata() for one in axes.lines if len(one.get_xydata()) > 1]
@@ -431,16 +438,16 @@ def test_priors_are_drawn_at_their_cost_with_the_likelihood_at_the_end():
         priors_figure(results / "camel")
 
 
-def test_annealing_that_has_not_converged_is_said():
+def test_unconverged_annealing_is_reported():
     run = ROOT / "results" / "objectives" / "digits" / "iwae"
     ((_, record),) = read_records(run, (Method.ANNEALED,))
-    words = [one.verdict.word for one in record.models]
-    assert len(set(words)) > 1, "choose another run: one of each word is needed"
+    verdicts = [one.verdict.word for one in record.models]
+    assert len(set(verdicts)) > 1, "choose another run: one of each word is needed"
     row = objective_row(final_bounds(run))
-    assert row["converged"] == f"{words.count('converged')} of {len(words)}"
+    assert row["converged"] == f"{verdicts.count('converged')} of {len(verdicts)}"
 
 
-def test_levels_are_also_in_bits_per_dimension():
+def test_discrete_levels_are_also_in_bits_per_dimension():
     kinds = ROOT / "results" / "objectives" / "kinds"
     row = objective_row(final_bounds(kinds / "logistic-mixture"))
     nats = float(row["L_5000, nats"].split()[0])
@@ -449,12 +456,12 @@ def test_levels_are_also_in_bits_per_dimension():
     assert "bits per dimension" not in row
 
 
-def test_no_record_is_an_error(tmp_path):
+def test_missing_records_are_an_error(tmp_path):
     with pytest.raises(UserError, match="no record"):
         likelihood_table(tmp_path)
 
 
-def test_a_table_has_every_column_in_every_row():
+def test_markdown_table_has_every_column_in_every_row():
     rows = [line.split("|") for line in markdown([{"a": "1"}, {"b": "2"}]).splitlines()]
     assert [[cell.strip() for cell in row[1:-1]] for row in rows[:1] + rows[2:]] == [
         ["a", "b"],
@@ -470,12 +477,12 @@ PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted(ROOT.glob("
     "page",
     [str(page.relative_to(ROOT)) for page in PAGES if "<!-- results:" in page.read_text()],
 )
-def test_a_page_shows_what_the_records_say(page):
+def test_page_matches_the_records(page):
     text = (ROOT / page).read_text()
     assert fill_blocks(text, ROOT / "results") == text
 
 
-def test_errors_of_imputed_values_are_means_over_seeds(tmp_path):
+def test_imputation_errors_are_means_over_seeds(tmp_path):
     with pytest.raises(UserError, match="no records: python experiments/imputation"):
         imputation_table(tmp_path)
     folder = tmp_path / "imputation"
@@ -490,7 +497,7 @@ def test_errors_of_imputed_values_are_means_over_seeds(tmp_path):
             "not_converged": ["mean"] * seed,
         }
         (folder / f"wine-{seed}.json").write_text(json.dumps(content))
-    lines = narrow(imputation_table(tmp_path))
+    lines = table_lines(imputation_table(tmp_path))
     assert lines[0] == "| table | rows | hidden | seeds | mean | ours |"
     expected = "| wine | 100 | 30% at random | 2 | 1.100 ± 0.100 † | **0.700 ± 0.200** |"
     assert lines[2] == expected

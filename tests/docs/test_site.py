@@ -1,4 +1,4 @@
-"""The documentation site: built without a warning, complete, and shown by a browser."""
+"""The documentation site: built without warnings, complete, and displayed by a browser."""
 
 import functools
 import http.server
@@ -24,10 +24,10 @@ pytest.importorskip("mkdocs", reason="needs the packages of iwae[docs]")
 def site(tmp_path_factory):
     """The folder of the built site."""
     folder = tmp_path_factory.mktemp("site")
-    words = ["build", "--strict", "--quiet", "--site-dir", folder]
+    arguments = ["build", "--strict", "--quiet", "--site-dir", folder]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", *words],
+        [sys.executable, "-m", "mkdocs", *arguments],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -54,7 +54,7 @@ def test_every_chapter_and_notebook_is_a_page(site):
 
 
 @pytest.mark.slow
-def test_nothing_is_loaded_from_elsewhere(site):
+def test_pages_load_nothing_from_other_hosts(site):
     for path in pages(site):
         text = (site / path).read_text()
         for tag in re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*>", text):
@@ -78,31 +78,31 @@ def test_notebooks_show_their_figures(site):
         assert len(re.findall(rf'<img alt="[^"]+" src="{path.stem}-\d+\.png"', page)) == figures
 
 
-# --- the reference ----------------------------------------------------------------------------
+# --- the API reference ------------------------------------------------------------------------
 
 
-def documented():
-    """Each identifier of the reference, in the order of its pages."""
+def documented_names():
+    """Each identifier of the API reference, in page order."""
     for path in sorted((ROOT / "docs" / "api").glob("*.md")):
         for name in re.findall(r"^::: (\S+)$", path.read_text(), re.MULTILINE):
             yield path, name
 
 
 def test_every_public_name_is_in_the_reference_once():
-    found = [name.rpartition(".")[2] for _, name in documented()]
+    found = [name.rpartition(".")[2] for _, name in documented_names()]
     assert sorted(found) == sorted(iwae.__all__)
 
 
 @pytest.mark.slow
-def test_the_reference_is_of_the_public_objects(site):
-    for path, identifier in documented():
+def test_reference_documents_the_public_objects(site):
+    for path, identifier in documented_names():
         module, _, name = identifier.rpartition(".")
         assert getattr(importlib.import_module(module), name) is getattr(iwae, name)
         text = (site / "api" / f"{path.stem}.html").read_text()
         assert f'id="{identifier}"' in text, identifier
 
 
-def test_the_overview_has_every_public_name():
+def test_overview_lists_every_public_name():
     overview = (ROOT / "docs" / "api" / "index.md").read_text()
     assert set(iwae.__all__) <= set(re.findall(r"`(\w+)`", overview))
 
@@ -111,7 +111,7 @@ def test_the_overview_has_every_public_name():
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves files, and does not talk about it."""
+    """Serves files without logging."""
 
     def log_message(self, *_):
         pass
@@ -133,7 +133,7 @@ OVERFLOW = "document.documentElement.scrollWidth - window.innerWidth"
 
 
 def faults(tab, address, path):
-    """What is wrong with a page: errors, requests elsewhere, missing images, too wide."""
+    """The faults of a page: errors, requests to other hosts, missing images, overflow."""
     wrong = []
     tab.on("console", lambda message: wrong.append(message.text))
     tab.on("pageerror", lambda error: wrong.append(str(error)))
@@ -150,7 +150,7 @@ def faults(tab, address, path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "colours"), [(WIDE, "light"), (NARROW, "dark")])
-def test_every_page_is_shown_without_fault(browser, site, address, width, colours):
+def test_every_page_is_displayed_without_faults(browser, site, address, width, colours):
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=colours)
     found = {}
     for path in pages(site):
@@ -164,16 +164,16 @@ def test_every_page_is_shown_without_fault(browser, site, address, width, colour
 
 
 @pytest.mark.slow
-def test_faults_of_a_page_are_seen(browser, site, address):
-    """A picture that is missing, one from elsewhere, and a word that is too wide."""
+def test_faults_of_a_page_are_detected(browser, site, address):
+    """A missing image, one from another host, and a word that is too wide."""
     page = site / "broken.html"
     page.write_text('<img src="no.png"><img src="http://x.invalid/a.png">' + "w" * 400)
     context = browser.new_context(viewport={"width": NARROW, "height": 900})
-    wrong = " ".join(faults(context.new_page(), address, page.name))
+    found = " ".join(faults(context.new_page(), address, page.name))
     context.close()
     page.unlink()
-    for words in ("no.png", "x.invalid", "too wide"):
-        assert words in wrong
+    for fault in ("no.png", "x.invalid", "too wide"):
+        assert fault in found
 
 
 @pytest.mark.slow
