@@ -1,4 +1,4 @@
-"""Every test runs under the strictest settings that JAX offers, on two CPU devices."""
+"""Runs every test under the strictest settings of JAX, on two CPU devices."""
 
 import gc
 import itertools
@@ -16,13 +16,13 @@ import pytest
 from hypothesis import settings
 
 KEPT = Path(__file__).parents[1] / ".jax_cache" / platform.node() / "kept"
-"""Programs that earlier runs of the tests compiled here, which spare a third of the time."""
-LARGEST = 500e6
-"""Bytes of programs that are kept; then the folder starts anew."""
+"""Compiled programs of earlier test runs, which save a third of the time."""
+MAX_KEPT_BYTES = 500e6
+"""Size of the kept programs above which they are deleted."""
 
 
-def folder_of_run():
-    """A folder for the programs of this run, without those that killed runs have left."""
+def make_program_folder():
+    """Make a folder for the compiled programs of this run; delete those that killed runs left."""
     KEPT.mkdir(parents=True, exist_ok=True)
     for old in KEPT.parent.glob("run-*"):
         if time.time() - old.stat().st_mtime > 86_400:
@@ -34,16 +34,16 @@ def folder_of_run():
 # share no entries: JAX writes one in place, so that another process could read half of it.
 FIRST_PROCESS = "IWAE_TESTS_PROGRAMS" not in os.environ
 if FIRST_PROCESS:
-    os.environ["IWAE_TESTS_PROGRAMS"] = folder_of_run()
-RUN = Path(os.environ["IWAE_TESTS_PROGRAMS"])
-PROGRAMS = RUN / os.environ.get("PYTEST_XDIST_WORKER", "main")
-if not PROGRAMS.exists():
-    shutil.copytree(KEPT, PROGRAMS, copy_function=os.link)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(PROGRAMS)
+    os.environ["IWAE_TESTS_PROGRAMS"] = make_program_folder()
+RUN_PROGRAMS = Path(os.environ["IWAE_TESTS_PROGRAMS"])
+WORKER_PROGRAMS = RUN_PROGRAMS / os.environ.get("PYTEST_XDIST_WORKER", "main")
+if not WORKER_PROGRAMS.exists():
+    shutil.copytree(KEPT, WORKER_PROGRAMS, copy_function=os.link)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(WORKER_PROGRAMS)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
+jax.config.update("jax_compilation_cache_dir", str(WORKER_PROGRAMS))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-# Otherwise the name of the folder, which is another one in each run, is part of every key.
+# Otherwise the name of the folder, which differs between runs, is part of every key.
 os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
 jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
@@ -70,14 +70,14 @@ settings.load_profile("iwae")
 
 
 def pytest_collection_modifyitems(items):
-    """Long tests are given the time that they need on busy cores."""
+    """Give slow tests the time that they need on busy cores."""
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.timeout(1800))
 
 
 def pytest_collection_finish():
-    """Look for garbage less often, and not in modules: tracing makes much that is none."""
+    """Collect garbage less often, and not in modules: tracing makes many objects that are used."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(200_000, 20, 20)
@@ -85,49 +85,49 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(exitstatus):
-    """Keep the programs of a run that passed; in another one a crash may have cut off a file."""
+    """Keep the programs of a run that passed; in a failed one a crash may have truncated a file."""
     if not FIRST_PROCESS:
         return
     if exitstatus == 0:
-        if sum(path.stat().st_size for path in KEPT.iterdir()) > LARGEST:
+        if sum(path.stat().st_size for path in KEPT.iterdir()) > MAX_KEPT_BYTES:
             shutil.rmtree(KEPT)
             KEPT.mkdir()
-        for path in RUN.glob("*/*"):
+        for path in RUN_PROGRAMS.glob("*/*"):
             path.replace(KEPT / path.name)
-    shutil.rmtree(RUN)
+    shutil.rmtree(RUN_PROGRAMS)
 
 
 NUMERICS = {"models", "inference", "objectives", "evaluation", "training", "testing"}
-"""Rooms whose quick tests look for keys that are used twice."""
+"""Folders whose quick tests check for reused random keys."""
 
 
 @pytest.fixture(scope="module", autouse=True)
-def checked_keys(request):
-    """Look for keys that are used twice; in the quick tests only in the numerics."""
+def check_key_reuse(request):
+    """Check for reused random keys; in the quick tests only for the numerics."""
     quick = request.config.option.markexpr == "not slow"
     jax.config.update("jax_debug_key_reuse", not quick or request.path.parent.name in NUMERICS)
 
 
-MAPS = 40_000
-"""Pieces of memory that a worker may map, of 65,530 that Linux allows; each program has several."""
+MAX_MEMORY_MAPS = 40_000
+"""Memory maps that a worker may have, of 65,530 that Linux allows; a program has several."""
 TESTS = itertools.count(1)
 
 
 @pytest.fixture(autouse=True)
-def few_programs():
-    """Compiled programs are let go before there are so many that the next one would crash.
+def limit_compiled_programs():
+    """Clear compiled programs before there are so many that the next one would crash.
 
-    Only every twentieth test looks, since that takes 20 ms.
+    Only every twentieth test checks, since a check takes 20 ms.
     """
     yield
     maps = Path("/proc/self/maps")
-    if next(TESTS) % 20 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
+    if next(TESTS) % 20 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > MAX_MEMORY_MAPS:
         jax.clear_caches()
 
 
 @pytest.fixture
 def ctrl_c():
-    """Python's handler of Ctrl-C, also where the tests run in the background, which ignores it."""
+    """Python's handler of Ctrl-C, even if the tests run in the background, where it is ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield signal.default_int_handler
     signal.signal(signal.SIGINT, before)
@@ -154,7 +154,7 @@ def browser():
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub that is a folder, in place of the library of the real one."""
+    """A folder as the hub, in place of the real library."""
     from shared_models import FakeHub
 
     fake = FakeHub(tmp_path / "hub")

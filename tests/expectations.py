@@ -1,4 +1,4 @@
-"""Gradients of small models: one draw, many draws, and what their mean must be, by quadrature."""
+"""Gradients of small models: single draws, many draws, and their exact means by quadrature."""
 
 from functools import cache, partial
 from itertools import product
@@ -20,19 +20,19 @@ BITS = jnp.float32([1, 0, 1, 1])
 
 @cache
 def shallow(latents=2, **options):
-    """A VAE of four bits and one stochastic layer; nothing in it is symmetric or at its best."""
+    """A VAE of four bits with one stochastic layer; nothing in it is symmetric or optimal."""
     return _moved(VAE(4, (latents,), ((3,),), **options, key=jax.random.key(1)))
 
 
 @cache
 def deep(*sizes, **options):
-    """The same with several layers."""
+    """A VAE of four bits with several stochastic layers."""
     sizes = sizes or (3, 2)
     return _moved(VAE(4, sizes, ((3,),) * len(sizes), **options, key=jax.random.key(1)))
 
 
 def _moved(model):
-    """The model with biases that are not zero, and smooth enough for quadrature."""
+    """The model with non-zero biases and weights small enough for quadrature."""
 
     def moved(leaf):
         leaf = np.asarray(leaf)
@@ -51,8 +51,8 @@ def gradient(objective, model, x, key=0):
     return eqx.filter_jit(eqx.filter_grad(objective))(model, x, key)
 
 
-def draws_of(objective, model, x, n, seed=0):
-    """n draws of the gradient, flat, float64 `[n, parameters]`."""
+def gradient_draws(objective, model, x, n, seed=0):
+    """n flat draws of the gradient, float64 `[n, parameters]`."""
 
     @eqx.filter_jit
     def all_of(model, keys):
@@ -63,7 +63,7 @@ def draws_of(objective, model, x, n, seed=0):
 
 
 def z_scores(draws, expected):
-    """Standard errors between the mean of the draws and what is expected; 0 where none varies."""
+    """The distance of the mean of the draws from the expected value, in standard errors."""
     error = draws.std(axis=0, ddof=1) / np.sqrt(len(draws))
     distance = np.abs(draws.mean(axis=0) - expected)
     return distance / np.maximum(error, 1e-5 + 1e-4 * np.abs(expected))
@@ -82,8 +82,8 @@ def assert_same(a, b, tolerance=2e-5):
         assert np.abs(np.asarray(one) - np.asarray(other)).max() < tolerance * scale
 
 
-def places(model):
-    """Where the parameters of each group are in a flat gradient: name -> indices."""
+def parameter_indices(model):
+    """The indices of each group of parameters in a flat gradient, by name."""
     leaves, structure = jax.tree.flatten(eqx.filter(model, eqx.is_inexact_array))
     ends = np.cumsum([leaf.size for leaf in leaves])
     numbers = np.split(np.arange(ends[-1]), ends[:-1])
@@ -96,22 +96,22 @@ def places(model):
 
 
 def is_encoder(name):
-    """Whether a group of `places` belongs to q(z|x)."""
+    """Whether a group of `parameter_indices` belongs to q(z|x)."""
     return name.startswith(("encoder", "q_"))
 
 
-def assert_close(found, exact, model, tolerance):
-    """Every group of parameters has the gradient, up to a share of the group's."""
-    for name, at in places(model).items():
-        distance = np.linalg.norm(found[at] - exact[at])
+def assert_close(result, exact, model, tolerance):
+    """Assert the gradient of every group of parameters, with a relative tolerance."""
+    for name, at in parameter_indices(model).items():
+        distance = np.linalg.norm(result[at] - exact[at])
         assert distance < tolerance * np.linalg.norm(exact[at]), name
 
 
-# Means, by quadrature over all the noise there is
+# Exact means, by quadrature over all noise
 
 
 class Case(NamedTuple):
-    """A model, an example, how many normal numbers make a particle, and how many nodes they get."""
+    """A model, an example, the noise dimensions of a particle, and the nodes of each dimension."""
 
     model: Any
     x: Any
@@ -136,8 +136,8 @@ def nodes(dimensions, count):
     return jnp.asarray(grid[keep]), jnp.float32(weights[keep] / weights[keep].sum())
 
 
-def place(q, noise):
-    """What `q.sample` does with standard normal noise."""
+def transform_noise(q, noise):
+    """The sample that `q.sample` makes of this standard normal noise."""
     if not isinstance(q, LayeredPosterior):
         return q.loc + q.scale_tril @ noise[: q.loc.size]
     z, layer = (), q.first
@@ -165,7 +165,7 @@ def exact_gradient(of_particles, case, k):
 
     def value(model, noise):
         q = model.posterior(case.x)
-        z = jax.vmap(partial(place, q))(noise.reshape(k, case.noise))
+        z = jax.vmap(partial(transform_noise, q))(noise.reshape(k, case.noise))
         log_p = jax.vmap(lambda z: model.log_joint(case.x, z))(z)
         return of_particles(log_p, jax.vmap(q.log_prob)(z))
 
@@ -173,11 +173,11 @@ def exact_gradient(of_particles, case, k):
 
 
 def exact_wake_phi(case, k):
-    """E[sum_i w_i grad log q(z_i|x)], w normalised and z held fixed."""
+    """E[sum_i w_i grad log q(z_i|x)] with normalised w and with z held fixed."""
 
     def value(model, noise):
         q, still = model.posterior(case.x), jax.lax.stop_gradient(model.posterior(case.x))
-        z = jax.vmap(partial(place, still))(noise.reshape(k, case.noise))
+        z = jax.vmap(partial(transform_noise, still))(noise.reshape(k, case.noise))
         log_p = jax.vmap(lambda z: model.log_joint(case.x, z))(z)
         log_q = jax.vmap(q.log_prob)(z)
         return jnp.sum(jax.lax.stop_gradient(jax.nn.softmax(log_p - log_q)) * log_q)
@@ -185,10 +185,10 @@ def exact_wake_phi(case, k):
     return mean_gradient(value, case.model, k * case.noise, case.nodes)
 
 
-def halves_of(decoder, encoder, model):
-    """One flat gradient for p(x, z), and another for q(z|x)."""
-    found = decoder.copy()
-    for name, at in places(model).items():
+def join_gradients(decoder, encoder, model):
+    """The flat gradient of p(x, z) from `decoder` and of q(z|x) from `encoder`."""
+    joined = decoder.copy()
+    for name, at in parameter_indices(model).items():
         if is_encoder(name):
-            found[at] = encoder[at]
-    return found
+            joined[at] = encoder[at]
+    return joined

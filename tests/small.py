@@ -1,4 +1,4 @@
-"""Small data and runs of one shape, so that what the tests share is compiled and trained once."""
+"""Small data and runs of one shape, so that tests share compiled programs and trained runs."""
 
 import shutil
 import tempfile
@@ -50,14 +50,14 @@ PATIENT = {
 
 
 def grey(seed=0):
-    """400 pictures of 4 x 4 pixels: one of two shades of grey on either half, and noise."""
+    """400 images of 4 x 4 pixels: one of two shades of grey on each half, plus noise."""
     rng = np.random.default_rng(seed)
     halves = np.repeat(rng.choice([40, 200], (400, 1, 2)), [2, 2], axis=2)
     return np.uint8(np.clip(halves + rng.normal(0, 40, (400, 4, 4)), 0, 255))
 
 
 def two_halves(path):
-    """Pictures with the bright half on the left (label a) or on the right (label b)."""
+    """Images with the bright half on the left (label a) or on the right (label b)."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 300)
     images = rng.normal(60, 20, (300, 4, 4))
@@ -79,7 +79,7 @@ def pictures():
 
 
 def own_data(path, seed=0, **more):
-    """The options for a file of arrays by name, of the sizes that `pictures` leaves."""
+    """Write a file of named arrays with the split sizes of `pictures`; return options for it."""
     images = grey(seed)
     np.savez(path, train=images[:300], test=images[350:], **more)
     return {"dataset": str(path), "validation": None, "epochs": 1}
@@ -90,25 +90,25 @@ def config(**changes):
 
 
 def train_in(run, **changes):
-    """Train to the end."""
+    """Train a new run to its end; return its reports."""
     return list(start_run(config(**changes), run))
 
 
 @cache
 def finished(**changes):
-    """A finished run; tests share it, so they must not change it."""
+    """A finished run, which tests share and must not change."""
     run = Path(tempfile.mkdtemp(dir=FOLDER)) / "run"
     train_in(run, **changes)
     return run
 
 
 def unmeasured(run, folder):
-    """A copy of a run without what other tests may have measured and drawn in it."""
+    """A copy of a run without the records and figures that other tests may have added."""
     return shutil.copytree(run, folder, ignore=shutil.ignore_patterns("evaluations", "figures"))
 
 
 def unpacked(run, folder, *without):
-    """A copy of a committed run, without some files, whose records have files of their own."""
+    """A copy of a committed run without some files, with its records unpacked."""
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns(*without))
     record_files.unpack(folder / "evaluations")
     return folder
@@ -125,8 +125,8 @@ def unvalidated():
     return finished(**own_data(FOLDER / "unvalidated.npz"))
 
 
-def by_hand(run, models, **changes):
-    """A run whose models, one for each replicate, were not trained but made."""
+def run_from_models(run, models, **changes):
+    """A run with the given models, one for each replicate, in place of trained ones."""
     job = make_job(config(replicates=len(models), **changes))
     about = {"dataset": job.dataset.identity, "config": toml.config_toml_values(job.config)}
     toml.write_config(job.config, run / "config.toml")
@@ -137,10 +137,10 @@ def by_hand(run, models, **changes):
 
 
 def perturbed(model, seed=1, size=0.3):
-    """The model with noise on every parameter, biases too, so that none can be forgotten."""
+    """The model with noise on every parameter, biases too, so that each one matters."""
     params, static = eqx.partition(model, eqx.is_inexact_array)
     rng = np.random.default_rng(seed)
-    # In NumPy, which compiles no program for each shape.
+    # In NumPy, which does not compile a program for each shape.
     noisy = jax.tree.map(
         lambda p: jnp.asarray(np.asarray(p) + np.float32(rng.normal(0, size, p.shape))), params
     )
@@ -148,14 +148,14 @@ def perturbed(model, seed=1, size=0.3):
 
 
 def perturbed_conditional(model, size=0.3):
-    """A model with noise on every parameter, and the shares of labels that it had."""
+    """The model with noise on every parameter except its label frequencies."""
     return eqx.tree_at(lambda m: m.frequencies, perturbed(model, size=size), model.frequencies)
 
 
 def conditional_model(
     n_data=16, n_classes=2, *, size=0.5, seed=0, learned_prior=True, latent=2, **options
 ):
-    """A model that tells labels apart, though nothing has trained it."""
+    """An untrained model that distinguishes labels."""
     vae = VAE(n_data, (latent,), ((5,),), **options, key=jax.random.key(seed))
     shares = LABEL_SHARES if n_classes == 2 else None
     model = ConditionalVAE(vae, n_classes, learned_prior=learned_prior, frequencies=shares)
@@ -163,7 +163,7 @@ def conditional_model(
 
 
 def bits(tree):
-    """All numbers of a tree, random keys too."""
+    """The type, shape and bytes of every array of a tree, random keys too."""
     leaves = []
     for leaf in jax.tree.leaves(tree):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -186,7 +186,7 @@ def newest(run):
 
 
 def outcome(run):
-    """All that a run has come to: state, best weights, models and metrics, bit for bit."""
+    """The outcome of a run, bit for bit: state, best weights, models and metrics."""
     models = {
         str(path.relative_to(run)): path.read_bytes() for path in (run / "models").rglob("*.*")
     }
@@ -199,11 +199,11 @@ def outcome(run):
 
 
 def write_config(path):
-    """The configuration of `finished()` as an experiment file."""
+    """Write the configuration of `finished()` as an experiment file."""
     toml.write_config(config(), path)
 
 
 def report(**changes):
-    """The report of a dispatch, of which most does not matter."""
+    """The report of a dispatch, whose other fields are None."""
     rest = dict.fromkeys(Report._fields)
     return Report(**{**rest, "stage": 0, **changes})

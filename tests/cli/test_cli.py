@@ -548,7 +548,7 @@ def test_a_run_that_breaks_has_status_one_and_says_where(iwae, tmp_path, monkeyp
 def test_a_result_that_is_not_a_number_has_status_one(iwae, tmp_path):
     model = load_model(finished() / "models" / "final-0")
     broken = eqx.tree_at(lambda m: m.encoder[0].log_scale.bias, model, jnp.full(2, 1e3))
-    status, out, err = iwae("evaluate", small.by_hand(tmp_path / "run", [broken]), "--k", 5)
+    status, out, err = iwae("evaluate", small.run_from_models(tmp_path / "run", [broken]), "--k", 5)
     assert (status, out) == (1, "")
     assert re.fullmatch(r"iwae: the log-likelihood of example 0 is not a number.*\n", err)
 

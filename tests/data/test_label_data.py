@@ -250,7 +250,7 @@ def test_a_table_with_labels_is_trained_and_classified(tmp_path):
     np.testing.assert_allclose(model.frequencies, counts / counts.sum(), rtol=1e-6)
     assert counts[1] > 1.5 * counts[0]
     known = conditional_model(2, observation=model.vae.kind, missing="at-random")
-    run = small.by_hand(tmp_path / "run", [known], **values)
+    run = small.run_from_models(tmp_path / "run", [known], **values)
     assert read_config(run / "config.toml").label == "kind"
     record = classify_run(run, k=5)
     assert record["data"]["label"] == "kind"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from expectations import BITS, assert_close, halves_of
+from expectations import BITS, assert_close, join_gradients
 from iwae.errors import UserError
 from iwae.evaluation.bdmc import bidirectional_bounds
 from iwae.evaluation.posterior import posterior_grid
@@ -167,7 +167,7 @@ def test_the_means_of_the_sleep_phase_are_exact(mean_of, monkeypatch, phase):
 
     asleep = flat_gradient(over_dreams(log_q), DEEP)
     awake = wake_phi(DEEP, k) if phase == "both" else asleep
-    exactly = halves_of(exact(of_bound(iwae), DEEP, k), (asleep + awake) / 2, DEEP)
+    exactly = join_gradients(exact(of_bound(iwae), DEEP, k), (asleep + awake) / 2, DEEP)
     assert_close(mean_of(dreamt, DEEP, k), exactly, DEEP, TOLERANCE)
 
 
@@ -220,11 +220,11 @@ def test_the_means_of_vimco_and_ovis_are_exact(mean_of, model, k):
         found = mean_of(objective("iwae", k, gradient=gradient), model, k)
         assert_close(found, bound_of_k, model, TOLERANCE)
     found = mean_of(objective("iwae", k, gradient="ovis", gamma=0.3), model, k)
-    of_both = halves_of(bound_of_k, bound_of_k + 0.3 * phi, model)
+    of_both = join_gradients(bound_of_k, bound_of_k + 0.3 * phi, model)
     assert_close(found, of_both, model, TOLERANCE)
     with pytest.raises(AssertionError):
         assert_close(of_both, bound_of_k, model, TOLERANCE)
-    awake = halves_of(bound_of_k, phi, model)
+    awake = join_gradients(bound_of_k, phi, model)
     assert_close(mean_of(objective("rws", k), model, k), awake, model, TOLERANCE)
 
 
@@ -256,7 +256,7 @@ def test_the_means_for_groups_are_those_of_their_bounds(mean_of):
     found = mean_of(objective("miwae", 2, m=2, gradient="vimco"), DEEP, 4)
     assert_close(found, few, DEEP, TOLERANCE)
     found = mean_of(objective("piwae", 2, m=2, gradient="vimco-arithmetic"), DEEP, 4)
-    assert_close(found, halves_of(many, few, DEEP), DEEP, TOLERANCE)
+    assert_close(found, join_gradients(many, few, DEEP), DEEP, TOLERANCE)
 
 
 EVERY = (

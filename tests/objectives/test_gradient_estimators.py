@@ -17,10 +17,10 @@ from expectations import (
     LINEAR,
     assert_same,
     deep,
-    draws_of,
     gradient,
+    gradient_draws,
     is_encoder,
-    places,
+    parameter_indices,
     shallow,
     size,
     z_scores,
@@ -200,8 +200,10 @@ def test_sleep_teaches_q_what_the_model_draws():
     model = LinearGaussian.random(q_shift=0.4, q_scale=0.7)
     exact = ravel_pytree(eqx.filter_jit(eqx.filter_grad(expected_log_q))(model, model))[0]
     maximised = objective("rws", 2, phase="sleep")
-    one, other = (draws_of(maximised, model, jnp.float32(x), 4000) for x in ([2, 1, 0], [0, 1, 3]))
-    for name, at in places(model).items():
+    one, other = (
+        gradient_draws(maximised, model, jnp.float32(x), 4000) for x in ([2, 1, 0], [0, 1, 3])
+    )
+    for name, at in parameter_indices(model).items():
         if is_encoder(name):
             np.testing.assert_array_equal(one[:, at], other[:, at])
             assert z_scores(one[:, at], np.asarray(exact)[at]).max() < STANDARD_ERRORS
@@ -215,8 +217,8 @@ def test_sleep_has_nothing_to_teach_the_exact_posterior():
     model = LinearGaussian.random()
     exact = eqx.filter_grad(expected_log_q)(model, model)
     assert size((exact.q_weight, exact.q_bias, exact.q_tril)) < 1e-3
-    draws = draws_of(objective("rws", 2, phase="sleep"), model, LINEAR.x, 4000)
-    its = np.concatenate([at for name, at in places(model).items() if is_encoder(name)])
+    draws = gradient_draws(objective("rws", 2, phase="sleep"), model, LINEAR.x, 4000)
+    its = np.concatenate([at for name, at in parameter_indices(model).items() if is_encoder(name)])
     assert z_scores(draws[:, its], 0.0).max() < STANDARD_ERRORS
 
 

@@ -21,15 +21,15 @@ from expectations import (
     Case,
     assert_close,
     deep,
-    draws_of,
     exact_gradient,
     exact_wake_phi,
-    halves_of,
+    gradient_draws,
+    join_gradients,
     mean_gradient,
     nodes,
-    place,
-    places,
+    parameter_indices,
     shallow,
+    transform_noise,
     z_scores,
 )
 from iwae.models.vae import VAE, LayeredPosterior
@@ -58,7 +58,9 @@ def mean_of(monkeypatch):
     now = {}
 
     def sample(q, key):
-        return place(q, jax.lax.bitcast_convert_type(jax.random.key_data(key), jnp.float32))
+        return transform_noise(
+            q, jax.lax.bitcast_convert_type(jax.random.key_data(key), jnp.float32)
+        )
 
     for q in (LayeredPosterior, dist.MultivariateNormal):
         monkeypatch.setattr(q, "sample", sample)
@@ -153,10 +155,10 @@ def test_a_prior_made_of_the_encoder_and_a_flow_posterior_keep_the_means(mean_of
 def test_the_gradients_of_wake_sleep_have_the_means_of_wake_theta_and_wake_phi(mean_of, words):
     case, k = CASES[words]
     of_iwae, wake_phi = exact_gradient(ratios(iwae), case, k), exact_wake_phi(case, k)
-    awake = halves_of(of_iwae, wake_phi, case.model)
+    awake = join_gradients(of_iwae, wake_phi, case.model)
     for g in ("score", "rws-dreg"):
         assert_unbiased(mean_of(objective("rws", k, gradient=g), case, k), awake, case)
-    mixed = halves_of(of_iwae, 0.7 * of_iwae + 0.3 * wake_phi, case.model)
+    mixed = join_gradients(of_iwae, 0.7 * of_iwae + 0.3 * wake_phi, case.model)
     found = mean_of(objective("iwae", k, gradient="dreg-alpha", alpha=0.3), case, k)
     assert_unbiased(found, mixed, case)
     for other in (of_iwae, awake):
@@ -170,7 +172,7 @@ def test_groups_climb_the_bound_of_their_size_and_piwaes_decoder_that_of_all(mea
     for g in ("reparam", "dreg", "gdreg"):
         found = mean_of(objective("miwae", 2, m=2, gradient=g), NARROW, 4)
         assert_unbiased(found, few, NARROW)
-    apart = halves_of(many, few, NARROW.model)
+    apart = join_gradients(many, few, NARROW.model)
     for g in ("reparam", "dreg"):
         found = mean_of(objective("piwae", 2, m=2, gradient=g), NARROW, 4)
         assert_unbiased(found, apart, NARROW)
@@ -225,7 +227,7 @@ def test_a_warm_up_of_the_analytic_elbo_is_that_of_the_elbo(mean_of):
     def expected(weight):
         def value(model, noise):
             q = model.posterior(BITS)
-            z = place(q, noise)
+            z = transform_noise(q, noise)
             log_likelihood = model.decode(z).log_prob(BITS)
             log_w = model.log_joint(BITS, z) - q.log_prob(z)
             return log_likelihood + weight * (log_w - log_likelihood)
@@ -280,7 +282,7 @@ N = 20_000
 
 def assert_strong(draws, expected, model):
     """A gradient of any group of parameters that is a fifth too long would be seen."""
-    for name, at in places(model).items():
+    for name, at in parameter_indices(model).items():
         assert z_scores(1.2 * draws[:, at], expected[at]).max() > STANDARD_ERRORS, name
 
 
@@ -288,7 +290,7 @@ def assert_strong(draws, expected, model):
 def test_draws_have_the_mean_that_quadrature_gives(words):
     case, _ = CASES[words]
     exact = exact_gradient(ratios(iwae), case, 2)
-    draws = draws_of(objective("iwae", 2, gradient="dreg"), case.model, case.x, N)
+    draws = gradient_draws(objective("iwae", 2, gradient="dreg"), case.model, case.x, N)
     assert z_scores(draws, exact).max() < STANDARD_ERRORS
     assert_strong(draws, exact, case.model)
 
@@ -298,10 +300,11 @@ def test_draws_have_the_mean_that_quadrature_gives(words):
 def test_gdreg_agrees_with_the_plain_gradient(sizes):
     model = deep(*sizes)
     plain, ours = (
-        draws_of(objective("iwae", 8, gradient=g), model, BITS, N) for g in ("reparam", "gdreg")
+        gradient_draws(objective("iwae", 8, gradient=g), model, BITS, N)
+        for g in ("reparam", "gdreg")
     )
     assert z_scores(ours - plain, 0.0).max() < STANDARD_ERRORS
-    for name, at in places(model).items():
+    for name, at in parameter_indices(model).items():
         assert z_scores((1.2 * ours - plain)[:, at], 0.0).max() > STANDARD_ERRORS, name
 
 
@@ -309,7 +312,7 @@ def test_gdreg_agrees_with_the_plain_gradient(sizes):
 def test_gdreg_of_groups_climbs_the_bound_of_their_size():
     exact = exact_gradient(ratios(iwae), LAYERED, 2)
     maximised = objective("miwae", 2, m=3, gradient="gdreg")
-    draws = draws_of(maximised, LAYERED.model, BITS, N)
+    draws = gradient_draws(maximised, LAYERED.model, BITS, N)
     assert z_scores(draws, exact).max() < STANDARD_ERRORS
     assert_strong(draws, exact, LAYERED.model)
 
@@ -322,7 +325,7 @@ def test_the_gradient_of_vr_max_is_that_of_the_larger_of_two_weights():
 
     def mean_of_the_larger(model):
         q = model.posterior(x)
-        z = jax.vmap(partial(place, q))(e[:, None])
+        z = jax.vmap(partial(transform_noise, q))(e[:, None])
         log_w = jax.vmap(lambda z: model.log_joint(x, z) - q.log_prob(z))(z)
         order = jnp.argsort(jax.lax.stop_gradient(log_w))
         ranked = weights[order]
@@ -330,7 +333,7 @@ def test_the_gradient_of_vr_max_is_that_of_the_larger_of_two_weights():
         return jnp.sum(2 * weights * below * log_w)  # P(the other one is smaller) = below
 
     exact = np.float64(ravel_pytree(eqx.filter_jit(eqx.filter_grad(mean_of_the_larger))(model))[0])
-    draws = draws_of(objective("vr-max", 2), model, x, N)
+    draws = gradient_draws(objective("vr-max", 2), model, x, N)
     assert z_scores(draws, exact).max() < STANDARD_ERRORS
     assert z_scores(1.2 * draws, exact).max() > STANDARD_ERRORS
     for other in (elbo, iwae):
@@ -349,7 +352,7 @@ def test_the_gradient_of_dais_is_that_of_its_chain():
         model, moves = both
         q, (start, v, fresh) = model.posterior(x), noise[:, None]
         kept = jax.nn.sigmoid(moves.kept_logit)
-        z = begin = place(q, start)
+        z = begin = transform_noise(q, start)
         ratio = jnp.float32(0)
         for beta, log_step in zip((0.5, 1.0), moves.log_step_size, strict=True):
             force = jax.grad(lambda z, b=beta: (1 - b) * q.log_prob(z) + b * model.log_joint(x, z))
@@ -365,7 +368,7 @@ def test_the_gradient_of_dais_is_that_of_its_chain():
     def maximised(both, x, key):
         return made.terms(both[0], x, key, Extra(both[1]))[0]
 
-    draws = draws_of(maximised, (model, moves), x, N)
+    draws = gradient_draws(maximised, (model, moves), x, N)
     assert z_scores(draws, exact).max() < STANDARD_ERRORS
     steps, kept = slice(-3, -1), slice(-1, None)
     for part, scale in ((slice(-3), 1.3), (steps, 1.3), (kept, 1.8)):
@@ -395,7 +398,7 @@ def test_the_score_gradient_of_the_tvo_tends_to_that_of_its_integral():
 
     exact = np.float64(ravel_pytree(eqx.filter_jit(eqx.filter_grad(integral))(model))[0])
     maximised = objective("tvo", 2000, temperatures=4, gradient="score", chunk=2000)
-    draws = draws_of(maximised, model, x, 1000)
+    draws = gradient_draws(maximised, model, x, 1000)
     allowed = 0.005 * np.abs(exact).max()  # the bias of self-normalised weights
     error = draws.std(axis=0) / np.sqrt(len(draws))
     assert (np.abs(draws.mean(axis=0) - exact) < STANDARD_ERRORS * error + allowed).all()

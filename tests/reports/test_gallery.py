@@ -92,7 +92,7 @@ def untrained_run(run, dataset, dimensions, **options):
     sizes = {name: options[name] for name in ("latent_sizes", "hidden_sizes")}
     model = VAE(dimensions, **sizes, observation="gaussian", key=jax.random.key(0))
     options["layers"] = len(sizes["latent_sizes"])
-    return small.by_hand(run, [model], dataset=dataset, **options)
+    return small.run_from_models(run, [model], dataset=dataset, **options)
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_broken_model_raises_an_error(tmp_path):
     model = load_model(finished() / "models" / "final-0")
     broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), model)
     with pytest.raises(UserError):
-        draw_gallery(small.by_hand(tmp_path / "run", [broken]))
+        draw_gallery(small.run_from_models(tmp_path / "run", [broken]))
 
 
 def test_missing_parts_of_a_run_are_refused(tmp_path):

@@ -45,7 +45,7 @@ def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("labels")
     options = two_halves(folder / "halves.npz")
     models = [conditional_model(seed=seed) for seed in (0, 1)]
-    run = small.by_hand(folder / "run", models, label_prior=True, **options)
+    run = small.run_from_models(folder / "run", models, label_prior=True, **options)
     evaluate_run(run, ks=(20,))
     return run
 
@@ -159,7 +159,7 @@ def test_labelled_tables_have_figures(width, tmp_path):
     np.savez(tmp_path / "rows.npz", data=rows, labels=np.arange(40) % 2)
     options = {"dataset": str(tmp_path / "rows.npz"), "validation": None, "conditional": True}
     model = conditional_model(width, observation="gaussian", learned_prior=False)
-    run = small.by_hand(tmp_path / "run", [model], **options)
+    run = small.run_from_models(tmp_path / "run", [model], **options)
     drawn = {path.stem for path in draw_gallery(run)}
     assert {1: "density", 2: "scatter", 3: "posterior"}[width] in drawn
     body = read_card(export_run(run, tmp_path / "shared"))

@@ -219,7 +219,7 @@ def with_idle_unit(model):
 def test_pruned_model_matches_the_unpruned_one(tmp_path):
     """One replicate loses an idle unit, the other keeps both."""
     model = load_model(finished() / "models" / "final-0")
-    run = small.by_hand(tmp_path / "run", [with_idle_unit(model), model])
+    run = small.run_from_models(tmp_path / "run", [with_idle_unit(model), model])
     before, after = (evaluate_run(run, ks=[500], pruned=pruned) for pruned in (False, True))
     assert (before["pruned"], after["pruned"]) == (False, True)
     assert [one["active_units"] for one in before["replicates"]] == [[1], [2]]
@@ -246,7 +246,7 @@ def test_pruning_removes_a_whole_layer_of_one_replicate(tmp_path):
         model,
         (jnp.zeros((3, 2)), jnp.zeros(2)),
     )
-    run = small.by_hand(tmp_path / "run", [constant_mean, model], **sizes)
+    run = small.run_from_models(tmp_path / "run", [constant_mean, model], **sizes)
     record = evaluate_run(run, ks=[5], pruned=True)
     assert [len(one["active_units"]) for one in record["replicates"]] == [1, 2]
     top = record["replicates"][1]["active_units"][1]
@@ -282,7 +282,7 @@ def test_missing_parts_of_a_run_are_refused(tmp_path):
         evaluate_run(small.unvalidated(), weights="best")
     with pytest.raises(UserError, match=r"the validation split of unvalidated\.npz is empty"):
         evaluate_run(small.unvalidated(), split="validation")
-    run = small.by_hand(tmp_path / "run", [load_model(finished() / "models" / "final-0")])
+    run = small.run_from_models(tmp_path / "run", [load_model(finished() / "models" / "final-0")])
     shutil.rmtree(run / "models")
     with pytest.raises(UserError, match="no model in"):
         evaluate_run(run)
@@ -290,7 +290,7 @@ def test_missing_parts_of_a_run_are_refused(tmp_path):
 
 def test_data_of_another_width_are_refused(tmp_path):
     options = small.own_data(tmp_path / "own.npz")
-    run = small.by_hand(
+    run = small.run_from_models(
         tmp_path / "run", [VAE(16, (2,), ((5,),), key=jax.random.key(0))], **options
     )
     nine = small.grey().reshape(400, 16)[:, :9]
@@ -314,7 +314,7 @@ def test_non_finite_model_is_an_error(tmp_path):
     model = load_model(finished() / "models" / "final-0")
     broken = eqx.tree_at(lambda m: m.encoder[0].log_scale.bias, model, jnp.full(2, 1e3))
     with pytest.raises(FloatingPointError, match="example 0 is not a number"):
-        evaluate_run(small.by_hand(tmp_path / "run", [broken]), ks=[5])
+        evaluate_run(small.run_from_models(tmp_path / "run", [broken]), ks=[5])
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
