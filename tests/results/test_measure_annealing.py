@@ -180,7 +180,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was(record, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_the_numbers_of_a_stopped_evaluation_are_those_of_one_that_was_not(tmp_path):
+def test_interrupted_evaluation_gives_the_same_values(tmp_path):
     options = {"annealing": SHORT, "examples": 20, "batch_size": 2}
     first, second = (small.unmeasured(finished(), tmp_path / name / "run") for name in ("a", "b"))
     anneal_run(first, **options)
