@@ -1,4 +1,4 @@
-"""A linear-Gaussian model of rows with gaps: exact densities and moments of what is observed."""
+"""A linear-Gaussian model with missing values: exact densities and moments of observed values."""
 
 from functools import cache
 
@@ -13,8 +13,8 @@ from iwae.models.vae import AbstractLatentModel
 from iwae.testing import LinearGaussian
 
 
-class WithHoles(AbstractLatentModel):
-    """A linear-Gaussian model of which any values may be missing; q is wider than the posterior."""
+class IncompleteLinearGaussian(AbstractLatentModel):
+    """A linear-Gaussian model in which any value may be missing; q is wider than the posterior."""
 
     complete: LinearGaussian
     q_scale: float = eqx.field(static=True, default=1.3)
@@ -39,7 +39,7 @@ class WithHoles(AbstractLatentModel):
 
 
 def moments(model):
-    """Mean and covariance of x, float64."""
+    """Return the mean and covariance of x, float64."""
     w, b = np.float64(model.complete.weight), np.float64(model.complete.bias)
     return b, w @ w.T + np.exp(2 * np.float64(model.complete.log_scale)) * np.eye(len(b))
 
@@ -50,15 +50,15 @@ def log_normal(x, mean, covariance):
     return -0.5 * (residual @ np.linalg.solve(covariance, residual) + log_det)
 
 
-def holes():
-    """Rows of a linear-Gaussian model; any value may be missing, and in one row all are."""
-    model, rows = whole_and_holes()
+def model_and_rows():
+    """Return a linear-Gaussian model and rows with missing values; the first row has no others."""
+    model, rows = _cached_model_and_rows()
     return model, rows.copy()
 
 
 @cache
-def whole_and_holes(n=12, d=5, share=0.4, seed=3):
-    model = WithHoles(LinearGaussian.random(2, d, seed=1))
+def _cached_model_and_rows(n=12, d=5, share=0.4, seed=3):
+    model = IncompleteLinearGaussian(LinearGaussian.random(2, d, seed=1))
     keys = jax.random.split(jax.random.key(seed), n)
     x = np.array(jax.jit(jax.vmap(lambda key: model.sample(key)[1]))(keys))
     x[np.random.default_rng(seed).random((n, d)) < share] = np.nan

@@ -1,4 +1,4 @@
-"""A second implementation of the model in NumPy and SciPy, float64, and how to judge a mean."""
+"""Reference implementation of the model in NumPy and SciPy, float64, and tests of a mean."""
 
 import jax
 import numpy as np
@@ -8,7 +8,7 @@ from scipy.stats import norm
 from iwae.models.vae import VAE
 
 STANDARD_ERRORS = 5.0
-"""Normal means are this far off once in 1.7 million; keys are fixed, so a pass stays a pass."""
+"""A normal mean exceeds this once in 1.7 million; keys are fixed, so passing tests keep passing."""
 
 ACTIVATIONS = {
     "tanh": np.tanh,
@@ -18,13 +18,13 @@ ACTIVATIONS = {
 
 
 def distance(values, expected):
-    """How many of its own standard errors the mean of `values` is from what is expected."""
+    """Return the deviation of the mean of `values` from `expected`, in its own standard errors."""
     values = np.asarray(values, np.float64)
     return (values.mean() - expected) / (values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def assert_mean(values, expected, *, error_at_most):
-    """The mean is as expected, and known well enough to tell."""
+    """Assert that the mean is `expected` and that its standard error is small enough to tell."""
     standard_error = np.std(values, ddof=1) / np.sqrt(len(values))
     assert standard_error <= error_at_most
     assert abs(distance(values, expected)) < STANDARD_ERRORS
@@ -85,7 +85,7 @@ def log_evidence(model: VAE, x):
 
 
 def equal(one, other):
-    """Whether two trees are the same, leaf by leaf (`eqx.tree_equal` compiles for every shape)."""
+    """Whether two trees are equal, leaf by leaf (`eqx.tree_equal` compiles for every shape)."""
     leaves, structures = zip(*map(jax.tree.flatten, (one, other)), strict=True)
     return structures[0] == structures[1] and all(
         a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(*leaves, strict=True)

@@ -1,4 +1,4 @@
-"""The order of the rooms."""
+"""Imports follow the order of the rooms."""
 
 import ast
 from importlib.util import resolve_name
@@ -13,7 +13,7 @@ ORDER = """
 
 
 def imported(path, root):
-    """The modules of this package that a file imports, at its top or inside functions."""
+    """Yield the modules of this package that a file imports, at its top or inside functions."""
     package = ".".join((root.name, *path.parent.relative_to(root).parts))
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Import | ast.ImportFrom):
@@ -25,13 +25,13 @@ def imported(path, root):
         yield from (name.split(".")[1] for name in names if name.startswith("iwae."))
 
 
-def test_a_module_imports_only_those_above_it():
+def test_modules_import_only_those_above_them():
     root = Path(iwae.__file__).parent
-    wrong = []
+    violations = []
     for path in sorted(root.rglob("*.py")):
         module = path.relative_to(root).parts[0].removesuffix(".py")
         if module not in {"__init__", "__main__"}:
             above = ORDER[: ORDER.index(module) + 1]
             names = [name for name in imported(path, root) if name not in above]
-            wrong += [f"{path.relative_to(root)} imports {name}" for name in names]
-    assert not wrong
+            violations += [f"{path.relative_to(root)} imports {name}" for name in names]
+    assert not violations

@@ -1,4 +1,4 @@
-"""Float32 under JAX_ENABLE_X64, and gaps under JAX_DEBUG_NANS: the same bits as without them."""
+"""Results are the same bits under JAX_ENABLE_X64 and JAX_DEBUG_NANS as without them."""
 
 import hashlib
 import json
@@ -20,15 +20,15 @@ from iwae.results.likelihood import evaluate_run
 
 
 def digest(tree):
-    """A hash of the types and the bits of all arrays."""
-    found = hashlib.sha256()
+    """Return a hash of the types and the bits of all arrays."""
+    hasher = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         if hasattr(leaf, "dtype"):
-            found.update(f"{leaf.dtype}{leaf.shape}".encode() + np.asarray(leaf).tobytes())
-    return found.hexdigest()
+            hasher.update(f"{leaf.dtype}{leaf.shape}".encode() + np.asarray(leaf).tobytes())
+    return hasher.hexdigest()
 
 
-def gaps():
+def incomplete_rows():
     rows = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
     rows[np.random.default_rng(1).uniform(size=rows.shape) < 0.3] = np.nan
     return rows
@@ -38,12 +38,17 @@ def in_memory():
     model = VAE(
         3, (2,), ((4,),), observation="gaussian", missing="at-random", key=jax.random.key(0)
     )
-    return model, log_likelihoods(model, gaps(), jax.random.key(2), k=3)
+    return model, log_likelihoods(model, incomplete_rows(), jax.random.key(2), k=3)
 
 
 def trained():
-    options = {"key": jax.random.key(1), "epochs": 2, "batch_size": 10, "validation": gaps()[:10]}
-    return train(in_memory()[0], gaps(), bound(iwae, k=2), **options).model
+    options = {
+        "key": jax.random.key(1),
+        "epochs": 2,
+        "batch_size": 10,
+        "validation": incomplete_rows()[:10],
+    }
+    return train(in_memory()[0], incomplete_rows(), bound(iwae, k=2), **options).model
 
 
 def estimator():
@@ -52,13 +57,19 @@ def estimator():
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.fit(gaps())
+        model.fit(incomplete_rows())
     with tempfile.TemporaryDirectory() as folder:
         model.save(folder)
         model = ImportanceWeightedAutoencoder.load(folder)
-    scores = model.score_samples(gaps()[:5])
-    annealed = model.score_samples(gaps()[:5], method="ais", k=2, temperatures=3)
-    return model.model_, scores, annealed, model.impute(gaps()), model.sample(3, random_state=0)
+    scores = model.score_samples(incomplete_rows()[:5])
+    annealed = model.score_samples(incomplete_rows()[:5], method="ais", k=2, temperatures=3)
+    return (
+        model.model_,
+        scores,
+        annealed,
+        model.impute(incomplete_rows()),
+        model.sample(3, random_state=0),
+    )
 
 
 def run():
@@ -77,14 +88,14 @@ HERE = Path(__file__).parent
 SCRIPT = "import json, test_precision; print(json.dumps(test_precision.digests()))"
 
 
-def test_other_defaults_of_jax_change_no_bit_in_memory():
+def test_other_jax_defaults_change_no_bit_in_memory():
     with jax.enable_x64(True), jax.debug_nans(True):
-        found = digest(in_memory())
-    assert found == digest(in_memory())
+        result = digest(in_memory())
+    assert result == digest(in_memory())
 
 
 @pytest.mark.slow
-def test_other_defaults_of_jax_change_no_bit():
+def test_other_jax_defaults_change_no_bit():
     assert jax.numpy.zeros(1).dtype == np.float32
     assert not jax.config.jax_debug_nans
     others = {"JAX_ENABLE_X64": "1", "JAX_DEBUG_NANS": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
@@ -100,7 +111,7 @@ def test_other_defaults_of_jax_change_no_bit():
     assert json.loads(done.stdout) == digests()
 
 
-def test_the_caller_of_a_generator_keeps_its_default():
+def test_caller_of_a_generator_keeps_its_default_type():
     seen = []
 
     @float32
@@ -131,9 +142,9 @@ print(os.environ.get("TENSORFLOW_USE_CUSTOM_CONTRACTION_KERNEL"))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse no memory")
-@pytest.mark.parametrize(("limited", "found"), [(True, "false"), (False, "None")])
-def test_no_product_is_left_out_where_memory_can_be_refused(limited, found):
-    words = [sys.executable, "-c", LIMITED.format(limited=limited)]
-    done = subprocess.run(words, check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == found
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit memory")
+@pytest.mark.parametrize(("limited", "expected"), [(True, "false"), (False, "None")])
+def test_contraction_kernel_is_disabled_under_a_memory_limit(limited, expected):
+    command = [sys.executable, "-c", LIMITED.format(limited=limited)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == expected

@@ -1,4 +1,4 @@
-"""Calibration of q: exact ranks and bands, a q that is right, and one that is too narrow."""
+"""Calibration of q: ranks, simultaneous bands, exact and wrong posteriors, and runs."""
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +29,11 @@ def ranks_of(k=K, n=N, seed=0, **q):
 # Ranks
 
 
-def test_ties_are_broken_so_that_ranks_are_uniform():
+def test_tie_breaking_keeps_ranks_uniform():
     # Each member of a set is the true latent as often as any other: the ranks must tile (0, 1).
     members, v = np.float32([0, 0, 0, 1, 1, 5]), (np.arange(1000) + 0.5) / 1000
     rank = jax.jit(relative_rank)
-    found = [
+    result = [
         rank(
             jnp.full(1000, truth),
             jnp.broadcast_to(jnp.delete(members, i)[:, None], (5, 1000)),
@@ -42,11 +42,11 @@ def test_ties_are_broken_so_that_ranks_are_uniform():
         )
         for i, truth in enumerate(members)
     ]
-    counts, _ = np.histogram(np.concatenate(found), bins=12, range=(0, 1))
+    counts, _ = np.histogram(np.concatenate(result), bins=12, range=(0, 1))
     assert counts == pytest.approx(np.full(12, 500), abs=6)
 
 
-def test_a_rank_by_hand():
+def test_rank_matches_a_hand_calculation():
     draws, weights = jnp.float32([[1.0], [2.0], [3.0]]), jnp.float32([0.5, 0.3, 0.2])
     rank = jax.jit(relative_rank)(jnp.float32([2.5]), draws, weights, jnp.float32([0.4]))
     assert rank == pytest.approx((3 * 0.8 + 0.4) / 4)
@@ -54,23 +54,23 @@ def test_a_rank_by_hand():
     assert rank == pytest.approx((3 * (0.5 + 0.4 * 0.3) + 0.4) / 4)
 
 
-def test_an_exact_q_is_calibrated():
-    found = ranks_of()
-    for ranks in found.values():
+def test_exact_q_is_calibrated():
+    result = ranks_of()
+    for ranks in result.values():
         assert min(map(BANDS.p_value, BANDS.smallest_tail(ranks))) > 1e-3
         for level in (0.5, 0.95):
             covered = rank_coverage(ranks, level)
             assert covered.mean() == pytest.approx(level, abs=5 * covered.std() / np.sqrt(N))
-    np.testing.assert_allclose(found["snis"], found["q"], atol=2e-3)  # its weights are equal
+    np.testing.assert_allclose(result["snis"], result["q"], atol=2e-3)  # its weights are equal
 
 
 @pytest.mark.parametrize(
     ("q", "spread", "shift"),
     [({"q_scale": 0.7}, 1, 0), ({"q_scale": 1.5}, -1, 0), ({"q_shift": 0.3}, 0, -1)],
 )
-def test_a_wrong_q_is_seen_and_weights_correct_it(q, spread, shift):
-    found = ranks_of(k=400, **q)
-    wrong, weighted = found["q"], found["snis"]
+def test_wrong_q_is_detected_and_corrected_by_weights(q, spread, shift):
+    result = ranks_of(k=400, **q)
+    wrong, weighted = result["q"], result["snis"]
     assert (BANDS.smallest_tail(wrong) <= BANDS.critical).all()
     spreads, means = np.sqrt(12) * wrong.std(axis=0), wrong.mean(axis=0)
     assert (np.sign(np.where(abs(spreads - 1) < 0.07, 0, spreads - 1)) == spread).all()
@@ -78,29 +78,29 @@ def test_a_wrong_q_is_seen_and_weights_correct_it(q, spread, shift):
     assert min(map(BANDS.p_value, BANDS.smallest_tail(weighted))) > 1e-3
 
 
-def test_ranks_do_not_depend_on_batches_or_where_they_resume():
+def test_ranks_do_not_depend_on_batches_or_resuming():
     model, key = LinearGaussian.random(2, 3), jax.random.key(3)
-    whole = gather_examples(rank_slabs(model, key, n_examples=7, k=5))
+    full = gather_examples(rank_slabs(model, key, n_examples=7, k=5))
     part = gather_examples(rank_slabs(model, key, n_examples=7, k=5, batch_size=1, first=4))
     for name, values in part.items():
-        np.testing.assert_allclose(values, whole[name][4:], atol=1e-6)
+        np.testing.assert_allclose(values, full[name][4:], atol=1e-6)
 
 
 # Bands
 
 
-def test_the_bands_hold_at_all_points_with_the_probability_that_they_state():
+def test_bands_have_their_stated_simultaneous_coverage():
     bands = uniform_bands(30, 0.8, points=20)
     ranks = np.random.default_rng(0).uniform(size=(30, 20_000))
     outside = bands.smallest_tail(ranks) <= bands.critical
     expected = bands.p_value(bands.critical)
-    assert 0.15 < expected <= 0.2  # of counts, which are discrete
+    assert 0.15 < expected <= 0.2  # counts are discrete
     assert outside.mean() == pytest.approx(expected, abs=5 * 0.4 / np.sqrt(20_000))
     p_values = np.array([bands.p_value(tail) for tail in bands.smallest_tail(ranks[:, :300])])
     assert np.mean(p_values <= 0.5) == pytest.approx(0.5, abs=0.15)
 
 
-def test_the_band_of_one_point_is_an_interval_of_the_binomial():
+def test_band_of_one_point_is_a_binomial_interval():
     bands = uniform_bands(50, 0.9, points=2)
     low, high = 50 * bands.lower[0], 50 * bands.upper[0]
     inside = binom.cdf(high, 50, 0.5) - binom.cdf(low - 1, 50, 0.5)
@@ -116,11 +116,11 @@ def run(tmp_path_factory):
     return small.unmeasured(small.finished(), tmp_path_factory.mktemp("calibration") / "run")
 
 
-def test_a_record_its_words_and_its_figure(run, capsys):
+def test_calibration_writes_a_record_its_description_and_its_figure(run, capsys):
     assert main(["calibrate", str(run), "--examples", "100", "--k", "20", "--quiet"]) == 0
-    words = capsys.readouterr().out
-    assert "layer 1, weighted draws: central intervals contain the true latent, 50%: " in words
-    assert "inactive units, whose q and posterior are both the prior" in words
+    text = capsys.readouterr().out
+    assert "layer 1, weighted draws: central intervals contain the true latent, 50%: " in text
+    assert "inactive units, whose q and posterior are both the prior" in text
     folder, name = run / "evaluations", "simulated-final-calibration-k20-n100"
     assert (folder / f"{name}.png").stat().st_size > 10_000
     record = parse(calibrate_run(run, examples=100, k=20))
@@ -136,7 +136,7 @@ def test_a_record_its_words_and_its_figure(run, capsys):
 
 
 @pytest.mark.slow
-def test_a_stopped_measurement_resumes(run, tmp_path, monkeypatch):
+def test_interrupted_measurement_resumes(run, tmp_path, monkeypatch):
     monkeypatch.setattr("iwae.evaluation.examples.SLAB_ROWS", 40)
     other = small.unmeasured(small.finished(), tmp_path / "run")
 
@@ -149,8 +149,8 @@ def test_a_stopped_measurement_resumes(run, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         calibrate_run(other, examples=40, k=10, batch_size=2, track=interrupted)
     assert list((other / "evaluations" / "unfinished").iterdir())
-    again, whole = (calibrate_run(one, examples=40, k=10, batch_size=2) for one in (other, run))
-    assert again["calibration"] == whole["calibration"]
+    again, full = (calibrate_run(one, examples=40, k=10, batch_size=2) for one in (other, run))
+    assert again["calibration"] == full["calibration"]
 
 
 @pytest.mark.slow
@@ -169,7 +169,7 @@ def test_layers_of_any_kind_are_ranked(changes, tmp_path):
         assert [row.units for row in one.calibration if row.of == "q"] == sizes
 
 
-def test_mistakes_are_user_errors(run):
+def test_invalid_arguments_raise_user_errors(run):
     for options, message in (({"examples": 9}, "examples is 9"), ({"k": 0}, "k is 0")):
         with pytest.raises(UserError, match=message):
             calibrate_run(run, **options)

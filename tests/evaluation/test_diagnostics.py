@@ -1,4 +1,4 @@
-"""What is said about a likelihood's error: against other programs, closed forms and by hand."""
+"""Diagnostics of log-likelihoods: k-hat, standard errors, paired differences and verdicts."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from reference import STANDARD_ERRORS, distance
 
 
 def pareto_weights(shape, n):
-    """Log of the quantiles of a Pareto distribution, out of order, at -300 nats."""
+    """Return the log quantiles of a Pareto distribution, permuted, at -300 nats."""
     log_w = -shape * np.log((np.arange(n) + 0.5) / n) - 300
     return jnp.float32(np.random.default_rng(0).permutation(log_w))
 
@@ -37,19 +37,19 @@ ARVIZ = {(0.2, 1000): 0.2368, (0.7, 1000): 0.6699, (1.5, 1000): 1.3631, (0.7, 10
 
 
 @pytest.mark.parametrize("case", ARVIZ)
-def test_khat_is_that_of_arviz(case):
+def test_khat_matches_arviz(case):
     assert khat(pareto_weights(*case)) == pytest.approx(ARVIZ[case], abs=2e-3)
 
 
 @pytest.mark.parametrize(("tail", "expected"), [(212, 0.1963), (213, 0.6861)])
-def test_the_tail_of_5000_weights_is_212_as_in_arviz(tail, expected):
-    """All but so many are lowered, which is no matter below the tail (arviz_stats 0.8.0)."""
+def test_tail_of_5000_weights_has_212_values_as_in_arviz(tail, expected):
+    """All other weights are lowered, which has no effect below the tail (arviz_stats 0.8.0)."""
     log_w = pareto_weights(0.7, 5000)
     low = jnp.argsort(log_w)[:-tail]
     assert khat(log_w.at[low].add(-5.0)) == pytest.approx(expected, abs=2e-3)
 
 
-def test_khat_says_when_it_cannot_say():
+def test_khat_of_degenerate_weights_is_nan_zero_or_infinite():
     assert np.isnan(khat(jnp.zeros(16)))  # too few for a tail
     assert khat(jnp.zeros(100)) == 0  # all equal: no tail
     assert khat(-200 * jnp.arange(100.0)) == np.inf  # more than float32 holds
@@ -65,7 +65,7 @@ def test_weights_that_differ_by_rounding_have_no_tail(monkeypatch):
     assert anew(log_w) > 0.5
 
 
-def test_the_threshold_of_khat_falls_for_few_weights():
+def test_khat_threshold_decreases_for_few_weights():
     assert pareto_threshold(2200) == pareto_threshold(5000) == 0.7
     for k, expected in {1000: 2 / 3, 100: 0.5, 32: 0.3356}.items():
         assert pareto_threshold(k) == pytest.approx(expected, abs=1e-4)
@@ -75,13 +75,13 @@ def test_the_threshold_of_khat_falls_for_few_weights():
     assert np.isnan(heavy_tailed_share(np.array([np.nan]), 16))
 
 
-def test_the_effective_sample_size_is_known_by_hand():
+def test_effective_sample_size_matches_a_hand_calculation():
     ess = jax.jit(likelihood_diagnostics)(jnp.log(jnp.float32([1, 1, 2])))["ess"]
     assert ess == pytest.approx(16 / 6)
 
 
 def narrow_proposal(dimensions, variance, n, k):
-    """log w of n examples with target N(0, I) and proposal N(0, variance I), whose E[w] is 1.
+    """Return log w of n examples for target N(0, I) and proposal N(0, variance I), with E[w] = 1.
 
     log w = d/2 log v + (1 - v)/2 chi2_d, so that P(w > t) falls like t^(-1/(1 - v)): the tail index
     is 1 - v. In many dimensions k weights see less of the tail than that, and k-hat is larger.
@@ -94,34 +94,34 @@ def narrow_proposal(dimensions, variance, n, k):
     ("dimensions", "variance", "tail", "by_ess"),
     [(1, 0.7, 0.3, 1), (10, 0.5, 0.7, 0.85), (50, 0.25, 1.7, 0.45)],
 )
-def test_the_monte_carlo_error_is_the_deviation_between_repeats(dimensions, variance, tail, by_ess):
-    """In 1,200 repeats the error is right within 15%, and two errors of a mean of 20 cover it."""
+def test_monte_carlo_error_is_the_deviation_between_repeats(dimensions, variance, tail, by_ess):
+    """Over 1,200 repeats the error is within 15%; two errors of a mean of 20 cover the truth."""
     log_w = narrow_proposal(dimensions, variance, 1200, 2000)
-    found = jax.tree.map(np.asarray, jax.jit(jax.vmap(likelihood_diagnostics))(log_w))
-    assert np.median(found["pareto_k"]) == pytest.approx(tail, abs=0.1)
+    result = jax.tree.map(np.asarray, jax.jit(jax.vmap(likelihood_diagnostics))(log_w))
+    assert np.median(result["pareto_k"]) == pytest.approx(tail, abs=0.1)
     values = logsumexp(np.float64(log_w), axis=1) - np.log(log_w.shape[1])
-    actual, errors = values.std(), found["monte_carlo_error"]
+    actual, errors = values.std(), result["monte_carlo_error"]
     assert np.sqrt(1200) * monte_carlo_error(errors) == pytest.approx(actual, rel=0.15)
     stated = np.array([monte_carlo_error(some) for some in errors.reshape(60, 20)])
     off = values.reshape(60, 20).mean(axis=1) - values.mean()
     assert np.mean(np.abs(off) < 2 * stated) >= 0.87  # 95% in truth: fails once in 500 seeds
-    delta = np.sqrt((2000 / found["ess"] - 1) / 1999)  # by the effective sample size alone
+    delta = np.sqrt((2000 / result["ess"] - 1) / 1999)  # by the effective sample size alone
     assert np.sqrt(np.mean(delta**2)) / actual == pytest.approx(by_ess, abs=0.1)
 
 
-def test_the_test_sample_error_is_that_of_a_mean():
+def test_standard_error_is_that_of_a_mean():
     assert standard_error(np.array([1.0, 2.0, 3.0])) == pytest.approx(1 / np.sqrt(3))
     assert np.isnan(standard_error(np.array([1.0])))
 
 
-# Agreement
+# Differences and verdicts
 
 
 def values(mean, noise, seed=0, n=400):
     return -90 + mean + noise * np.random.default_rng(seed).normal(size=n)
 
 
-def test_what_two_share_cancels_in_their_difference():
+def test_shared_variation_cancels_in_a_paired_difference():
     shared = values(0, 20)
     difference = paired_difference(shared + values(0.5, 0.1, 1), shared + values(0, 0.1, 2))
     assert difference.mean == pytest.approx(0.5, abs=0.03)
@@ -131,7 +131,7 @@ def test_what_two_share_cancels_in_their_difference():
         paired_difference(shared, shared[1:])
 
 
-def test_rounding_is_no_difference():
+def test_rounding_is_not_a_significant_difference():
     exact = np.full(50, -700.0)
     rounded = exact - np.float64(np.spacing(np.float32(700)))
     assert not paired_difference(rounded, exact).significant
@@ -139,7 +139,7 @@ def test_rounding_is_no_difference():
     assert reversed_differences({"L_1": exact, "L_50": rounded}) == []
 
 
-def test_only_an_ordering_broken_beyond_chance_is_reported():
+def test_only_significant_violations_of_the_order_are_reported():
     shared = values(0, 20)
     bounds = {
         "L_1": shared - 3,
@@ -168,7 +168,7 @@ def test_only_an_ordering_broken_beyond_chance_is_reported():
         (values(0.0, 5.0, 1), values(90.02, 0.1), 0.1, "undecided"),
     ],
 )
-def test_the_verdict(longer, gap, tolerance, word):
+def test_verdict_depends_on_the_difference_the_gap_and_the_tolerance(longer, gap, tolerance, word):
     given = convergence_verdict(longer, values(0.0, 0.1, 2), gap, tolerance)
     assert given.word == word
     assert convergence_verdict(longer, values(0.0, 0.1, 2), None, tolerance, gap, 0.3).word == word
@@ -177,7 +177,7 @@ def test_the_verdict(longer, gap, tolerance, word):
 
 
 @pytest.mark.parametrize("tail", [0.9, float("inf"), float("nan")])
-def test_a_small_gap_with_a_heavy_or_unknown_tail_decides_nothing(tail):
+def test_small_gap_with_a_heavy_or_unknown_tail_is_undecided(tail):
     real = values(90.02, 0.1)
     of = values(0.0, 0.1, 1), values(0.0, 0.1, 2), None, 0.1
     assert convergence_verdict(*of, real, 0.3).word == "converged"
@@ -188,13 +188,13 @@ def test_a_small_gap_with_a_heavy_or_unknown_tail_decides_nothing(tail):
     assert wide.word == "not converged"  # nothing excuses a wide gap
 
 
-# Both sides
+# Two-sided bounds
 
 MODEL = LinearGaussian.random(2, 3, q_shift=np.array([0.5, -0.4]), q_scale=1.3)
 
 
 @pytest.mark.slow
-def test_bidirectional_bounds_hold_the_truth_between_them():
+def test_bidirectional_bounds_enclose_the_true_likelihood():
     options = {"n_examples": 400, "chains": 2, "step_size": 0.4, "n_leapfrog": 4}
     short = bdmc(MODEL, jax.random.key(0), betas=linear_schedule(3), **options)
     long = bdmc(MODEL, jax.random.key(0), betas=linear_schedule(30), **options)
@@ -204,12 +204,12 @@ def test_bidirectional_bounds_hold_the_truth_between_them():
         assert distance(both.gap, 0.0) > 0
         assert ((both.acceptance > 0.8) & (both.acceptance <= 1)).all()
     assert long.gap.mean() < 0.3 * short.gap.mean()
-    # The examples are the same, so both bounds must have moved towards the same truth.
+    # The examples are the same, so both bounds must have moved towards the same value.
     assert distance(long.lower - short.lower, 0.0) > 0
     assert distance(short.upper - long.upper, 0.0) > 0
     middle, error = (long.lower + long.upper) / 2, np.std(long.gap) / np.sqrt(400)
     assert (
-        abs(np.mean(middle - exact_of_examples(jax.random.key(0), 400)))
+        abs(np.mean(middle - exact_log_likelihoods(jax.random.key(0), 400)))
         < STANDARD_ERRORS * error + long.gap.mean() / 2
     )
 
@@ -218,7 +218,7 @@ def bdmc_importance(key, **options):
     return Bidirectional(**gather_examples(bdmc_importance_slabs(MODEL, key, **options)))
 
 
-def exact_of_examples(key, n, split=3):
+def exact_log_likelihoods(key, n, split=3):
     """log p(x) of the examples that `bdmc` draws (`bdmc_importance` splits its keys in 2)."""
 
     @jax.jit
@@ -230,21 +230,21 @@ def exact_of_examples(key, n, split=3):
     return np.float64(one(jnp.arange(n)))
 
 
-def test_the_mixed_upper_side_has_one_reverse_chain_among_all_forward_chains_but_one():
+def test_mixed_upper_bound_replaces_one_forward_chain_by_a_reverse_chain():
     rng = np.random.default_rng(0)
     for k in (1, 2, 5):
         forward, reverse = rng.normal(-300, 3, k), rng.normal(300, 3, k)
         each = [np.append(np.delete(forward, i), -reverse[i]) for i in range(k)]
         expected = np.mean([logsumexp(weights) for weights in each]) - np.log(k)
-        found = jax.jit(bdmc_mixed_upper)(jnp.float32(forward), jnp.float32(reverse))
-        assert float(found) == pytest.approx(expected, rel=1e-6)
+        result = jax.jit(bdmc_mixed_upper)(jnp.float32(forward), jnp.float32(reverse))
+        assert float(result) == pytest.approx(expected, rel=1e-6)
 
 
 LOG_P, SPREAD = -300.0, 0.9
 
 
 def sides_by_quadrature(k, nodes=16):
-    """E[lower] and E[mixed upper] of log w = log p -+ s^2/2 + s e, e ~ N(0, 1): + in reverse."""
+    """E[lower] and E[mixed upper] for log w = log p -+ s^2/2 + s e, e ~ N(0, 1), + in reverse."""
     e, weight = np.polynomial.hermite_e.hermegauss(nodes)
     share = np.prod(np.meshgrid(*[weight / weight.sum()] * (k + 1), indexing="ij"), axis=0).ravel()
     grid = np.stack(np.meshgrid(*[e] * (k + 1), indexing="ij"), axis=-1).reshape(-1, k + 1)
@@ -254,26 +254,26 @@ def sides_by_quadrature(k, nodes=16):
     return [float(share @ side) for side in (logsumexp(forward, axis=1) - np.log(k), upper)]
 
 
-def test_more_chains_bring_the_mixed_upper_side_down_to_the_likelihood():
-    found = {k: sides_by_quadrature(k) for k in (1, 2, 3)}
-    assert found[1][1] == pytest.approx(LOG_P + SPREAD**2 / 2, abs=1e-3)  # a reverse chain alone
-    assert all(lower < LOG_P - 0.05 for lower, _ in found.values())
-    assert found[1][1] > found[2][1] + 0.05 > found[3][1] + 0.1 > LOG_P + 0.15
-    assert found[3][1] > found[1][1] - np.log(3)
+def test_mixed_upper_bound_approaches_the_likelihood_with_more_chains():
+    result = {k: sides_by_quadrature(k) for k in (1, 2, 3)}
+    assert result[1][1] == pytest.approx(LOG_P + SPREAD**2 / 2, abs=1e-3)  # a reverse chain alone
+    assert all(lower < LOG_P - 0.05 for lower, _ in result.values())
+    assert result[1][1] > result[2][1] + 0.05 > result[3][1] + 0.1 > LOG_P + 0.15
+    assert result[3][1] > result[1][1] - np.log(3)
 
 
 CHAINS = {"chains": 4, "step_size": 0.4, "n_leapfrog": 2, "betas": linear_schedule(3)}
 
 
 @pytest.mark.slow
-def test_the_mixed_upper_side_of_annealing_is_above_the_likelihood_and_nearer():
-    found = bdmc(LinearGaussian.random(2, 3), jax.random.key(0), n_examples=2000, **CHAINS)
-    assert np.abs(found.mixed_gap).max() < 1e-5  # q is the posterior
-    found = bdmc(MODEL, jax.random.key(0), n_examples=2000, **CHAINS)
-    exact = exact_of_examples(jax.random.key(0), 2000)
-    assert distance(found.lower - exact, 0.0) < -STANDARD_ERRORS
-    assert distance(found.mixed_upper - exact, 0.0) > STANDARD_ERRORS
-    assert distance(found.upper - found.mixed_upper, 0.0) > STANDARD_ERRORS
+def test_mixed_upper_bound_of_annealing_is_above_the_likelihood_and_tighter():
+    result = bdmc(LinearGaussian.random(2, 3), jax.random.key(0), n_examples=2000, **CHAINS)
+    assert np.abs(result.mixed_gap).max() < 1e-5  # q is the posterior
+    result = bdmc(MODEL, jax.random.key(0), n_examples=2000, **CHAINS)
+    exact = exact_log_likelihoods(jax.random.key(0), 2000)
+    assert distance(result.lower - exact, 0.0) < -STANDARD_ERRORS
+    assert distance(result.mixed_upper - exact, 0.0) > STANDARD_ERRORS
+    assert distance(result.upper - result.mixed_upper, 0.0) > STANDARD_ERRORS
 
 
 @pytest.mark.slow
@@ -287,12 +287,12 @@ def test_results_do_not_depend_on_the_batch():
 
 
 @pytest.mark.slow
-def test_importance_sampling_with_the_truth_among_the_particles_is_an_upper_bound():
+def test_importance_sampling_with_the_true_latent_is_an_upper_bound():
     gaps = {k: bdmc_importance(jax.random.key(2), n_examples=400, k=k).gap for k in (2, 20, 200)}
     assert all(distance(gap, 0.0) > STANDARD_ERRORS for gap in gaps.values())
     assert gaps[2].mean() > 2 * gaps[20].mean() > 8 * gaps[200].mean()
     both = bdmc_importance(jax.random.key(2), n_examples=400, k=2)
-    exact = exact_of_examples(jax.random.key(2), 400, split=2)
+    exact = exact_log_likelihoods(jax.random.key(2), 400, split=2)
     assert distance(both.lower - exact, 0.0) < -STANDARD_ERRORS
     assert distance(both.upper - exact, 0.0) > STANDARD_ERRORS
 
@@ -305,6 +305,6 @@ def test_importance_sampling_with_the_truth_among_the_particles_is_an_upper_boun
         (lambda key, o: bdmc_importance(key, n_examples=1, k=1), "k is 1"),  # noqa: ARG005
     ],
 )
-def test_mistakes_are_user_errors(call, message):
+def test_invalid_arguments_raise_user_errors(call, message):
     with pytest.raises(UserError, match=message):
         call(jax.random.key(0), {"betas": [0.0, 1.0], "step_size": 0.1, "n_leapfrog": 1})

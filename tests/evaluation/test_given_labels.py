@@ -1,4 +1,4 @@
-"""Information, active units, pruning and rate-distortion of conditional models: all given y."""
+"""Information, rate-distortion, active units and pruning of conditional models, given y."""
 
 import equinox as eqx
 import jax
@@ -29,7 +29,7 @@ Y = np.arange(N) % 3 // 2  # two thirds have label 0
 
 
 def linear(*, latent=(M,), hidden=((),)):
-    """A linear-Gaussian model of each label, with a prior of its own, and q of its own scale."""
+    """Return a conditional linear-Gaussian model whose prior and q depend on the label."""
     plain = VAE(D, latent, hidden, observation="gaussian", key=jax.random.key(0))
     return perturbed_conditional(ConditionalVAE(plain, C, learned_prior=True), size=0.5)
 
@@ -44,14 +44,14 @@ def moments(distribution):
 
 
 def q_and_p(model, xs):
-    """Means and standard deviations `[n, m]` of q(z|x, y) and of p(z|y), float64."""
+    """Return means and standard deviations `[n, m]` of q(z|x, y) and of p(z|y), float64."""
     each = [model.condition(jnp.asarray(row)) for row in xs]
     q = [moments(given.posterior(x).first) for given, x in each]
     p = [moments(given.prior()) for given, _ in each]
     return np.moveaxis(np.array(q), 1, 0), np.moveaxis(np.array(p), 1, 0)
 
 
-def test_the_rate_is_the_divergence_from_the_prior_of_the_label():
+def test_rate_is_the_divergence_from_the_prior_of_the_label():
     model, xs = linear(), rows(3 * N)
     got = information(model, xs, KEY, k=2000)
     (q, s), (p, r) = q_and_p(model, xs)
@@ -59,10 +59,10 @@ def test_the_rate_is_the_divergence_from_the_prior_of_the_label():
     assert_mean((got.rate - exact) / (1 + exact), 0.0, error_at_most=0.01)
     assert np.corrcoef(got.rate, exact)[0, 1] > 0.98
     without = (np.log(1 / s) + (s**2 + q**2) / 2 - 0.5).sum(axis=1)
-    assert abs((without - exact).mean()) > 0.5  # the prior without labels would be seen
+    assert abs((without - exact).mean()) > 0.5  # the prior without labels would be detected
 
 
-def test_a_draw_is_told_from_the_examples_of_its_label():
+def test_draw_is_compared_with_the_examples_of_its_label():
     model, xs, draws = linear(), rows(), 2
     got = information(model, xs, KEY, k=2, draws=draws)
     (q, s), _ = q_and_p(model, xs)
@@ -71,13 +71,13 @@ def test_a_draw_is_told_from_the_examples_of_its_label():
         keys = particle_keys(jax.random.fold_in(KEY, i), jnp.arange(draws))
         z = np.float64(jax.vmap(posterior.sample)(keys)[0])
         log_q = norm.logpdf(z[:, None], q[None], s[None]).sum(axis=2)
-        alike = Y[i] == Y
-        marginal = logsumexp(log_q[:, alike], axis=1) - np.log(alike.sum())
+        same_label = Y[i] == Y
+        marginal = logsumexp(log_q[:, same_label], axis=1) - np.log(same_label.sum())
         assert got.log_ratio[i] == pytest.approx((log_q[:, i] - marginal).mean(), abs=2e-4)
 
 
 @pytest.mark.slow
-def test_given_one_label_it_is_the_information_of_the_model_given_it():
+def test_information_with_one_label_is_that_of_the_model_given_it():
     model = linear()
     x = rows()[:, :D]
     got = information(model, conditional_examples(x, np.ones(N, int), C), KEY, k=3)
@@ -87,7 +87,7 @@ def test_given_one_label_it_is_the_information_of_the_model_given_it():
 
 
 @pytest.mark.slow
-def test_the_rate_distortion_curve_starts_at_the_prior_of_the_label_and_bounds_its_likelihood():
+def test_rate_distortion_curve_starts_at_the_label_prior_and_bounds_the_likelihood():
     """At beta = 0 the rate is 0; at 1, rate and distortion bound -log p(x|y) in closed form."""
     model, xs = linear(), rows(40)
     zero = (jnp.zeros(leaf.shape) for leaf in (model.vae.output.weight[:, D:],))
@@ -97,8 +97,8 @@ def test_the_rate_distortion_curve_starts_at_the_prior_of_the_label_and_bounds_i
         jnp.concatenate([model.vae.output.weight[:, :D], *zero], axis=1),
     )  # a scale that does not depend on z
     betas = np.linspace(0, 1, 60)
-    found = rate_distortion(model, xs, KEY, betas=betas, step_size=0.1, n_leapfrog=5, chains=64)
-    np.testing.assert_allclose(found.rate[:, 0], 0, atol=1e-6)
+    result = rate_distortion(model, xs, KEY, betas=betas, step_size=0.1, n_leapfrog=5, chains=64)
+    np.testing.assert_allclose(result.rate[:, 0], 0, atol=1e-6)
     exact = []
     for row in xs:
         given, x = model.condition(jnp.asarray(row))
@@ -111,7 +111,7 @@ def test_the_rate_distortion_curve_starts_at_the_prior_of_the_label_and_bounds_i
         off = np.float64(x) - b - mean @ w
         log_det = np.linalg.slogdet(2 * np.pi * covariance)[1]
         exact.append(-0.5 * (off @ np.linalg.solve(covariance, off) + log_det))
-    total = found.rate[:, -1] + found.distortion[:, -1]
+    total = result.rate[:, -1] + result.distortion[:, -1]
     np.testing.assert_allclose(total, -np.array(exact), atol=0.35)
     assert abs((total + np.array(exact)).mean()) < 0.05
 
@@ -119,7 +119,7 @@ def test_the_rate_distortion_curve_starts_at_the_prior_of_the_label_and_bounds_i
 # --- units ------------------------------------------------------------------------------------
 
 
-def test_a_unit_that_stays_at_the_prior_of_its_label_is_inactive():
+def test_unit_at_the_prior_of_its_label_is_inactive():
     model = linear()
     loc = model.vae.encoder[0].loc
     still = loc.weight.at[:, 1].set(0.0)  # the mean of unit 2 depends on the label only
@@ -127,26 +127,26 @@ def test_a_unit_that_stays_at_the_prior_of_its_label_is_inactive():
     model = eqx.tree_at(
         lambda m: (m.vae.encoder[0].loc.weight, m.shifts[0]), model, (still, shifts)
     )
-    found = active_units(model, rows(), KEY)
+    result = active_units(model, rows(), KEY)
     (q, _), (p, r) = q_and_p(model, rows())
     assert q[:, 1].var() > 0.01
-    np.testing.assert_allclose(found.variances[0], ((q - p) / r).var(axis=0), atol=1e-5)
-    assert found.masks[0].tolist() == [True, False]
+    np.testing.assert_allclose(result.variances[0], ((q - p) / r).var(axis=0), atol=1e-5)
+    assert result.masks[0].tolist() == [True, False]
 
 
 SHAPES = {
     "one layer": ({}, [[True, False]]),
-    "a hidden layer": ({"hidden": ((4,),)}, [[False, True]]),
+    "hidden layer": ({"hidden": ((4,),)}, [[False, True]]),
     "two layers": (
         {"latent": (3, 2), "hidden": ((4,), (4,))},
         [[True, False, True], [True, False]],
     ),
-    "no top": ({"latent": (3, 2), "hidden": ((), ())}, [[True, True, False], [False, False]]),
+    "no top layer": ({"latent": (3, 2), "hidden": ((), ())}, [[True, True, False], [False, False]]),
 }
 
 
-@pytest.mark.parametrize("name", quick(SHAPES, "two layers", "no top"))
-def test_a_pruned_unit_is_fixed_at_the_prior_mean_of_its_label(name):
+@pytest.mark.parametrize("name", quick(SHAPES, "two layers", "no top layer"))
+def test_pruned_unit_is_fixed_at_the_prior_mean_of_its_label(name):
     shape, masks = SHAPES[name]
     model, keep = linear(**shape), [np.array(mask) for mask in masks]
     pruned = prune(model, keep)
@@ -159,16 +159,16 @@ def test_a_pruned_unit_is_fixed_at_the_prior_mean_of_its_label(name):
         part = pruned.posterior(x).sample(jax.random.clone(KEY))
         fixed = [jnp.zeros(mask.size) for mask in keep[:-1]] + [given.prior().mean]
         z = tuple(
-            whole.at[np.flatnonzero(mask)].set(some)
-            for whole, mask, some in zip(fixed, keep, (*part, jnp.zeros(0)), strict=False)
+            full.at[np.flatnonzero(mask)].set(some)
+            for full, mask, some in zip(fixed, keep, (*part, jnp.zeros(0)), strict=False)
         )
         first = given.posterior(values).first
         nets = [first, *(net(h) for net, h in zip(given.encoder[1:], z, strict=False))]
-        found = pruned.log_joint(x, part), pruned.posterior(x).log_prob(part)
-        return found, z, (given.priors(z), nets), given.log_likelihood(values, z)
+        result = pruned.log_joint(x, part), pruned.posterior(x).log_prob(part)
+        return result, z, (given.priors(z), nets), given.log_likelihood(values, z)
 
     for row in rows(4):
-        found, z, layers_of, log_x = parts(jnp.asarray(row))
+        result, z, layers_of, log_x = parts(jnp.asarray(row))
         log_p, log_q = (
             sum(
                 norm.logpdf(h, *moments(one))[mask].sum()
@@ -177,14 +177,14 @@ def test_a_pruned_unit_is_fixed_at_the_prior_mean_of_its_label(name):
             for layers in layers_of
         )
         expected = float(log_x) + log_p, log_q
-        assert np.float64(found) == pytest.approx(np.float64(expected), rel=1e-5)
+        assert np.float64(result) == pytest.approx(np.float64(expected), rel=1e-5)
 
 
 # --- runs -------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_conditional_run_is_measured_by_every_method(tmp_path):
+def test_conditional_run_is_evaluated_by_every_method(tmp_path):
     run = tmp_path / "run"
     options = two_halves(tmp_path / "halves.npz")
     small.train_in(run, **options, label_prior=True)
@@ -192,10 +192,10 @@ def test_a_conditional_run_is_measured_by_every_method(tmp_path):
     counts = np.bincount(load_dataset(options["dataset"], labels=True).labels.test)
     limit = (
         counts * np.log(counts)
-    ).sum() / 50  # for a draw that is told from its label's examples
+    ).sum() / 50  # for a draw that identifies its example within the label
     assert record["mutual_information_limit"] == pytest.approx(limit)
     assert record["mutual_information_lower"] < record["mutual_information_upper"]
     curve = rate_distortion_run(run, temperatures=10, chains=2, leapfrog=2)
     assert np.isfinite(curve["log_likelihood"])
-    whole, pruned = (evaluate_run(run, ks=(50,), pruned=one) for one in (False, True))
-    assert pruned["log_likelihood"] == pytest.approx(whole["log_likelihood"], abs=1.0)
+    full, pruned = (evaluate_run(run, ks=(50,), pruned=one) for one in (False, True))
+    assert pruned["log_likelihood"] == pytest.approx(full["log_likelihood"], abs=1.0)

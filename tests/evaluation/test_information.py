@@ -1,4 +1,4 @@
-"""Rate, distortion, mutual information and the split of the gap, against closed forms."""
+"""Rate, distortion, mutual information and the parts of the gap, against closed forms."""
 
 from functools import partial
 
@@ -23,14 +23,14 @@ KEY = jax.random.key(5)
 
 
 class WithPrior(LinearGaussian):
-    """The same model, saying what its prior is."""
+    """The same model with a declared prior."""
 
     def log_prior(self, z):
         return self.prior().log_prob(z)
 
 
 def linear(n_latent=2, *, q_shift=0.4, q_scale=1.3, noise=0.7):
-    """Correlated, nowhere symmetric, and with a q that is shifted and too wide."""
+    """Return a correlated, asymmetric model whose q is shifted and too wide."""
     rng = np.random.default_rng(0)
     weight, bias = rng.normal(size=(3, n_latent)), rng.normal(1.0, 1.0, 3)
     return WithPrior(weight, bias, noise, q_shift=q_shift, q_scale=q_scale)
@@ -66,7 +66,7 @@ def exact_distortion(model, xs):
 
 
 def draws_of(model, xs, draws):
-    """The draws that are scored, `[n, draws, m]`: those of `fold_in(KEY, i)`."""
+    """Return the draws that are scored, `[n, draws, m]`, with the keys `fold_in(KEY, i)`."""
 
     @partial(jax.vmap, in_axes=(0, 0))
     def of_example(x, i):
@@ -77,7 +77,7 @@ def draws_of(model, xs, draws):
 
 
 def exact_log_ratio(model, xs, draws):
-    """All n^2 densities in float64, at the draws that the program makes."""
+    """Return the log ratios from all n^2 densities in float64, at the program's draws."""
     means, covariance = q_of(model, xs)
     z = draws_of(model, xs, draws)
     log_q = multivariate_normal.logpdf(
@@ -90,7 +90,7 @@ def exact_log_ratio(model, xs, draws):
 # Rate and distortion
 
 
-def test_rate_and_distortion_are_those_of_the_closed_form():
+def test_rate_and_distortion_match_the_closed_form():
     model = linear(q_scale=0.6)
     xs = drawn(model, 400)
     got = information(model, xs, KEY, k=50)
@@ -100,7 +100,7 @@ def test_rate_and_distortion_are_those_of_the_closed_form():
         assert values.dtype == np.float64
         assert_mean(values - expected, 0.0, error_at_most=0.02)
         assert np.corrcoef(values, expected)[0, 1] > 0.95  # example by example
-    # Strong enough: the rate of the right posterior, and p(x|z) at the mean of q alone.
+    # Power: detects the rate of the true posterior, and p(x|z) at the mean of q alone.
     right = gaussian_kl(*q_of(linear(q_shift=0.0, q_scale=1.0), xs))
     assert abs(distance(got.rate - right, 0.0)) > 2 * STANDARD_ERRORS
     loc = q_of(model, xs)[0] @ np.float64(model.weight).T + np.float64(model.bias)
@@ -109,7 +109,7 @@ def test_rate_and_distortion_are_those_of_the_closed_form():
 
 
 @pytest.mark.slow
-def test_rate_and_distortion_make_the_bound_of_the_same_draws():
+def test_rate_and_distortion_sum_to_the_elbo_of_the_same_draws():
     model = linear()
     xs = drawn(model, 30)
 
@@ -119,14 +119,14 @@ def test_rate_and_distortion_make_the_bound_of_the_same_draws():
     expected = gather_examples(map_examples(bound, model, xs, KEY, batch_size=10))
     got = information(model, xs, KEY, k=20)
     assert got.elbo == pytest.approx(expected, abs=2e-5)
-    # With the exact posterior, every draw says log p(x).
+    # With the exact posterior, every draw gives log p(x).
     exact = linear(q_shift=0.0, q_scale=1.0)
     evidence = [float(exact.log_evidence(x)) for x in jnp.asarray(xs)]
     assert information(exact, xs, KEY, k=1).elbo == pytest.approx(evidence, abs=2e-5)
 
 
 @pytest.mark.slow
-def test_the_layers_of_an_autoencoder_add_up():
+def test_rate_sums_over_the_layers_of_a_vae():
     model = VAE(6, (3, 2), ((4,), (3,)), key=jax.random.key(1))
     xs = np.random.default_rng(0).integers(0, 2, (9, 6)).astype(np.uint8)  # bytes, too
     terms = gather_examples(map_examples(elbo_terms(12), model, xs, KEY, batch_size=3))
@@ -158,24 +158,24 @@ def exact_information(model):
     return 0.5 * apart, gaussian_kl(mean, marginal)[0]
 
 
-def test_the_bounds_enclose_the_information_of_gaussians():
+def test_bounds_enclose_the_mutual_information_of_gaussians():
     model = linear()
     true, marginal_kl = exact_information(model)
     got = information(model, drawn(model, 2000), KEY, k=20, draws=4)
     below, above = got.mutual_information
     assert below == (got.log_ratio.mean(), pytest.approx(got.log_ratio.std() / 2000**0.5, rel=1e-3))
-    # With n = 2,000 the lower bound has come near, and the upper one is KL(q(z)||p(z)) away.
+    # At n = 2,000 the lower bound is close, and the upper one exceeds it by KL(q(z)||p(z)).
     assert below.stderr < 0.025
     assert abs(below.mean - true) < STANDARD_ERRORS * below.stderr
     assert abs(above.mean - true - marginal_kl) < STANDARD_ERRORS * above.stderr
     assert abs(got.marginal_kl.mean - marginal_kl) < STANDARD_ERRORS * got.marginal_kl.stderr
-    assert above.mean - true > STANDARD_ERRORS * above.stderr  # it could have been mistaken
+    assert above.mean - true > STANDARD_ERRORS * above.stderr  # the two bounds are distinguishable
     assert true > 2 * STANDARD_ERRORS * below.stderr
 
 
 @pytest.mark.slow
-def test_with_few_examples_the_information_is_about_which_of_them_by_quadrature():
-    """I(i; z) of the mixture of these n posteriors, not that of the distribution of x."""
+def test_information_of_few_examples_matches_quadrature():
+    """I(i; z) under the mixture of these n posteriors, not under the distribution of x."""
     model, n = linear(1, q_scale=0.8), 5
     xs = drawn(model, n)
     means, covariance = q_of(model, xs)
@@ -189,12 +189,12 @@ def test_with_few_examples_the_information_is_about_which_of_them_by_quadrature(
     # The draws are the noise here, not the examples: sd of one below 1, of 100,000 in all.
     assert got.mutual_information[0].mean == pytest.approx(expected, abs=STANDARD_ERRORS / 300)
     assert got.marginal_kl.mean == pytest.approx(kl, abs=STANDARD_ERRORS / 300)
-    # Strong enough to see one of the five left out, or the information of all possible x.
+    # Power: detects omitting one of the five, and the information over all possible x.
     assert abs(expected - exact_information(model)[0]) > 0.05
     assert np.log(5 / 4) > 0.05
 
 
-def test_a_posterior_that_ignores_x_carries_nothing():
+def test_posterior_that_ignores_x_carries_no_information():
     model = linear()
     ignored = eqx.tree_at(lambda m: m.q_weight, model, jnp.zeros_like(model.q_weight))
     got = information(ignored, drawn(model, 50), KEY)
@@ -204,7 +204,7 @@ def test_a_posterior_that_ignores_x_carries_nothing():
     assert got.marginal_kl.mean == pytest.approx(above.mean, abs=1e-5)
 
 
-def test_the_lower_bound_is_at_most_log_n():
+def test_lower_bound_is_at_most_log_n():
     model = linear(q_scale=1e-3)
     got = information(model, drawn(model, 50), KEY)
     below, above = got.mutual_information
@@ -213,7 +213,7 @@ def test_the_lower_bound_is_at_most_log_n():
     assert above.mean > np.log(50) + 1
 
 
-def test_an_example_far_from_all_others_is_told_from_them():
+def test_outlying_example_is_identified():
     """Densities of 10^-20,000 under the others neither overflow nor become nan."""
     model = linear()
     xs = drawn(model, 50) + 300 * np.eye(50, 3, -2, dtype=np.float32)[:, :1]
@@ -226,7 +226,7 @@ def test_an_example_far_from_all_others_is_told_from_them():
 
 
 @pytest.mark.slow
-def test_batches_change_nothing():
+def test_values_do_not_depend_on_the_batch():
     model = linear()
     xs = drawn(model, 41)
     first = information(model, xs, KEY, k=6, draws=2)
@@ -240,13 +240,13 @@ def test_batches_change_nothing():
 def test_rate_and_distortion_of_an_example_do_not_depend_on_the_others():
     model = linear()
     xs = drawn(model, 20)
-    whole, part = (information(model, some, KEY, k=6) for some in (xs, xs[:9]))
-    assert part.rate == pytest.approx(whole.rate[:9], abs=1e-5)
-    assert part.distortion == pytest.approx(whole.distortion[:9], abs=1e-5)
+    full, part = (information(model, some, KEY, k=6) for some in (xs, xs[:9]))
+    assert part.rate == pytest.approx(full.rate[:9], abs=1e-5)
+    assert part.distortion == pytest.approx(full.distortion[:9], abs=1e-5)
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_square_of_the_number_of_examples():
+def test_memory_is_not_quadratic_in_the_number_of_examples():
     model = linear()
 
     def temporary_bytes(n):
@@ -263,10 +263,10 @@ def test_memory_does_not_grow_with_the_square_of_the_number_of_examples():
     assert many - few < 4 * 400 * 50  # a float for each pair of chunk and example is too much
 
 
-# The gap
+# Parts of the gap
 
 
-def test_the_gap_is_split_example_by_example():
+def test_gap_is_decomposed_per_example():
     rng = np.random.default_rng(0)
     log_p = rng.normal(-90, 20, 500)
     elbo, bound_k = log_p - rng.gamma(6.0, 0.5, 500), log_p - rng.gamma(2.0, 0.5, 500)
@@ -282,7 +282,7 @@ def test_the_gap_is_split_example_by_example():
     assert np.isnan(information_kl_gap(elbo[:1], bound_k[:1], log_p[:1]).gap.stderr)
 
 
-def test_the_gap_is_the_divergence_of_q_from_the_posterior():
+def test_gap_is_the_divergence_of_q_from_the_true_posterior():
     model = linear()
     xs = drawn(model, 400)
     means, covariance = q_of(model, xs)
@@ -305,10 +305,10 @@ def test_the_gap_is_the_divergence_of_q_from_the_posterior():
     assert kl.mean() > 2 * STANDARD_ERRORS * gap.gap.stderr
 
 
-# Mistakes
+# Errors
 
 
-def test_mistakes_are_user_errors():
+def test_invalid_arguments_raise_user_errors():
     model = linear()
     xs = np.ones((3, 3), np.float32)
     for examples, options, message in [
@@ -327,7 +327,7 @@ def test_mistakes_are_user_errors():
         information(VAE(3, (2,), ((4,),), key=KEY), 0.5 * xs, KEY)
 
 
-def test_what_is_not_a_number_is_an_error():
+def test_nan_in_an_example_is_an_error():
     xs = np.ones((3, 3), np.float32)
     xs[1, 0] = np.nan
     with pytest.raises(FloatingPointError, match="information of example 1 is not a number"):
@@ -343,7 +343,7 @@ def test_what_is_not_a_number_is_an_error():
         ((np.zeros(2), np.array([0, -np.inf]), np.zeros(2)), "bound_k of example 1 is -inf"),
     ],
 )
-def test_a_gap_of_other_things_is_refused(arrays, message):
+def test_invalid_arguments_of_the_gap_are_rejected(arrays, message):
     with pytest.raises(UserError, match=message) as raised:
         information_kl_gap(*arrays)
     assert "\n" not in str(raised.value)

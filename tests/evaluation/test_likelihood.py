@@ -1,4 +1,4 @@
-"""Numbers of a split: exact where they can be, the same however they are computed."""
+"""Log-likelihoods, active units and pruning: exact values, and invariance to batching."""
 
 import equinox as eqx
 import jax
@@ -35,8 +35,8 @@ def measured(examples=EXAMPLES, model=None, *, k=7, seed=KEY, **options):
     return log_likelihoods(model, examples, jax.random.key(seed), k=k, **options)
 
 
-def given_weights(log_w):
-    """A sampler whose weights are these."""
+def sampler_of_weights(log_w):
+    """Return a sampler with the given log weights."""
 
     def sampler(model, x, key, k, *, first=0):  # noqa: ARG001
         padded = jnp.concatenate([jnp.float32(log_w), jnp.full(k, jnp.nan)])
@@ -48,7 +48,7 @@ def given_weights(log_w):
 # Log-likelihoods
 
 
-def test_with_the_exact_posterior_the_log_likelihood_is_the_evidence():
+def test_log_likelihood_is_the_evidence_under_the_exact_posterior():
     model = LinearGaussian.random()
     expected = jax.jit(jax.vmap(model.log_evidence))(jnp.asarray(EXAMPLES))
     values = measured(model=model)
@@ -57,11 +57,11 @@ def test_with_the_exact_posterior_the_log_likelihood_is_the_evidence():
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 2, "chunk_size": 3}, {"batch_size": 10**9}])
-def test_batches_and_chunks_do_not_matter(options):
+def test_log_likelihoods_do_not_depend_on_batches_or_chunks(options):
     assert measured(**options) == pytest.approx(measured(), rel=1e-6)
 
 
-def test_a_number_depends_on_its_example_and_index_only(monkeypatch):
+def test_value_depends_only_on_its_example_and_index(monkeypatch):
     expected = measured()
     assert measured(EXAMPLES[:4]) == pytest.approx(expected[:4], rel=1e-6)
     others = np.where(np.arange(11)[:, None] == 5, EXAMPLES, 0)
@@ -76,8 +76,8 @@ def test_a_number_depends_on_its_example_and_index_only(monkeypatch):
     assert [len(slab["ess"]) for slab in slabs] == [4, 4, 3]
 
 
-def test_the_number_of_devices_does_not_matter(monkeypatch):
-    expected = measured(batch_size=2)  # so that each device has something to do
+def test_log_likelihoods_do_not_depend_on_the_number_of_devices(monkeypatch):
+    expected = measured(batch_size=2)  # so that each device gets examples
     assert jax.local_device_count() == 2
     one = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: one)
@@ -85,12 +85,12 @@ def test_the_number_of_devices_does_not_matter(monkeypatch):
 
 
 @pytest.mark.slow
-def test_bytes_are_the_numbers_that_they_stand_for():
+def test_byte_examples_equal_float_examples():
     examples = np.uint8([[0, 1, 1], [1, 0, 1]])
     assert measured(examples).tolist() == measured(np.float32(examples)).tolist()
 
 
-def test_a_shape_is_compiled_once():
+def test_each_shape_is_compiled_once():
     traces = []
 
     def sampler(*args, **options):
@@ -106,10 +106,10 @@ def test_a_shape_is_compiled_once():
 
 
 @pytest.mark.parametrize("chunk", quick([1, 250, 3000, 10_000], 250, 3000))
-def test_the_streamed_bound_is_the_log_mean_exp_of_all_weights(chunk):
+def test_streamed_bound_is_the_log_mean_exp_of_all_weights(chunk):
     log_w = np.float32(np.random.default_rng(1).normal(-1e4, 3.0, 10_000))
     log_w[::10] = -np.inf
-    fn = eqx.filter_jit(streamed_log_likelihood(10_000, chunk, given_weights(log_w)))
+    fn = eqx.filter_jit(streamed_log_likelihood(10_000, chunk, sampler_of_weights(log_w)))
     out = fn(LinearGaussian.random(), jnp.zeros(1), jax.random.key(0))
     w = np.exp(np.float64(log_w) - log_w.max())
     expected = logsumexp(np.float64(log_w)) - np.log(10_000)
@@ -119,32 +119,32 @@ def test_the_streamed_bound_is_the_log_mean_exp_of_all_weights(chunk):
 
 
 def jackknife(w):
-    """The error of log(mean w) by leaving out each of 32 batches, or of fewer weights."""
+    """Return the jackknife error of log(mean w) over 32 batches, or over fewer single weights."""
     batch = np.arange(len(w)) % 32
     left = [np.log(w[batch != j].mean()) for j in np.unique(batch)]
     return np.sqrt((len(left) - 1) * np.var(left))
 
 
 @pytest.mark.parametrize("k", [2, 5, 33, 100])
-def test_the_error_of_few_weights_is_that_without_each_batch(k):
+def test_error_of_few_weights_is_the_jackknife_error(k):
     log_w = np.float32(np.random.default_rng(k).normal(-900, 2.0, k))
     expected = jackknife(np.exp(np.float64(log_w) - log_w.max()))
-    fn = eqx.filter_jit(streamed_log_likelihood(k, 3, given_weights(log_w)))
+    fn = eqx.filter_jit(streamed_log_likelihood(k, 3, sampler_of_weights(log_w)))
     out = fn(LinearGaussian.random(), jnp.zeros(1), jax.random.key(0))
     assert out["monte_carlo_error"] == pytest.approx(expected, rel=1e-3)
     alone = jax.jit(likelihood_diagnostics)(log_w)["monte_carlo_error"]
     assert alone == pytest.approx(expected, rel=1e-3)
 
 
-def test_an_error_that_particles_cannot_tell_is_not_finite():
-    found = jax.jit(lambda log_w: likelihood_diagnostics(log_w)["monte_carlo_error"])
-    assert np.isnan(found(jnp.float32([0])))
-    assert found(jnp.float32([0, -jnp.inf, -jnp.inf])) == np.inf
-    assert found(jnp.float32([0, -80, -81])) > 30  # no cancelling
+def test_undetermined_error_is_not_finite():
+    error_of = jax.jit(lambda log_w: likelihood_diagnostics(log_w)["monte_carlo_error"])
+    assert np.isnan(error_of(jnp.float32([0])))
+    assert error_of(jnp.float32([0, -jnp.inf, -jnp.inf])) == np.inf
+    assert error_of(jnp.float32([0, -80, -81])) > 30  # no cancellation
 
 
 @pytest.mark.slow
-def test_a_sum_that_does_not_follow_its_maximum_would_be_seen(monkeypatch):
+def test_sum_without_rescaling_is_detected(monkeypatch):
     def faulty(sums, log_w, first):  # noqa: ARG001
         top, total, squares, batches = sums
         new_top = jnp.maximum(top, jnp.max(log_w))
@@ -153,11 +153,11 @@ def test_a_sum_that_does_not_follow_its_maximum_would_be_seen(monkeypatch):
 
     monkeypatch.setattr(likelihood, "_add_weights", faulty)
     with pytest.raises(AssertionError):
-        test_the_streamed_bound_is_the_log_mean_exp_of_all_weights(250)
+        test_streamed_bound_is_the_log_mean_exp_of_all_weights(250)
 
 
-def test_an_example_without_weight_has_minus_infinity_and_no_effective_sample():
-    fn = streamed_log_likelihood(6, 3, given_weights(np.full(6, -np.inf)))
+def test_example_of_zero_weights_has_log_likelihood_minus_infinity():
+    fn = streamed_log_likelihood(6, 3, sampler_of_weights(np.full(6, -np.inf)))
     out = eqx.filter_jit(fn)(LinearGaussian.random(), jnp.zeros(1), jax.random.key(0))
     assert (out["log_likelihood"], out["ess"]) == (-jnp.inf, 0.0)
 
@@ -178,7 +178,7 @@ def test_memory_does_not_grow_with_k():
 
 
 @pytest.mark.slow
-def test_a_small_vae_has_the_evidence_found_by_quadrature():
+def test_log_likelihood_of_a_small_vae_matches_quadrature():
     model = VAE(4, (1,), ((3,),), key=jax.random.key(2))
     model = eqx.tree_at(
         lambda m: m.decoder_hidden.layers[0].weight, model, replace_fn=lambda w: 4 * w
@@ -190,7 +190,7 @@ def test_a_small_vae_has_the_evidence_found_by_quadrature():
     assert_mean(values, expected, error_at_most=0.004)
 
 
-def test_mistakes_are_user_errors():
+def test_invalid_arguments_raise_user_errors():
     for examples, options, message in [
         (EXAMPLES[:0], {}, "no examples"),
         (EXAMPLES, {"k": 0}, "k is 0"),
@@ -202,7 +202,7 @@ def test_mistakes_are_user_errors():
             measured(examples, **options)
 
 
-def test_a_number_that_is_none_is_an_error_that_names_the_example(monkeypatch):
+def test_nan_error_names_the_example(monkeypatch):
     monkeypatch.setattr("iwae.evaluation.examples.SLAB_ROWS", 14)  # two examples per device
     examples = EXAMPLES.copy()
     examples[9, 1] = np.nan
@@ -214,7 +214,7 @@ def test_a_number_that_is_none_is_an_error_that_names_the_example(monkeypatch):
 
 
 def make(latent=(3, 2), hidden=((4,), (3,)), *, n_data=5, seed=0, **options):
-    """A VAE with noise on every parameter."""
+    """Return a VAE with noise on every parameter."""
     model = VAE(n_data, latent, hidden, key=jax.random.key(seed), **options)
     params, static = eqx.partition(model, eqx.is_inexact_array)
     rng = np.random.default_rng(seed)
@@ -229,7 +229,7 @@ def binary(n, d=5, seed=3):
     return np.random.default_rng(seed).integers(0, 2, (n, d)).astype(np.uint8)
 
 
-def test_layer_terms_are_the_parts_of_the_elbo():
+def test_layer_terms_decompose_the_elbo():
     model, x, key = make(), np.float32(binary(1)[0]), jax.random.key(0)
     terms = eqx.filter_jit(elbo_terms(6))(model, x, key)
     z, log_w = eqx.filter_jit(importance_particles)(model, x, jax.random.clone(key), 6)[0]
@@ -251,7 +251,7 @@ def linear_two_layer():
     )
 
 
-def test_variances_of_posterior_means_without_the_noise_of_their_estimate():
+def test_variances_of_posterior_means_exclude_estimation_noise():
     model, x = linear_two_layer(), binary(3000)
     first = reference.gaussian(model.encoder[0], x)[0]
     above = reference.gaussian(model.encoder[1], first)[0]
@@ -262,7 +262,7 @@ def test_variances_of_posterior_means_without_the_noise_of_their_estimate():
     # The error of a variance of n values, of which a part is noise of variance noise / 4.
     error = 2 * np.sqrt((above.var(0) + noise / 4) ** 2 / 3000)
     assert (abs(result.variances[1] - above.var(0)) < STANDARD_ERRORS * error).all()
-    assert (noise / 4 > STANDARD_ERRORS * error).any()  # leaving the noise in would be seen
+    assert (noise / 4 > STANDARD_ERRORS * error).any()  # leaving the noise in would be detected
     authors = authors_active_units(model, x, jax.random.key(1))
     assert (authors.n, authors.samples) == (500, 1)
     assert authors.variances[0] == pytest.approx(first[:500].var(0), rel=1e-5)
@@ -291,20 +291,20 @@ def draws_for_means(samples, **_):  # noqa: ARG001
 moment_sums = units._moment_sums
 FAULTS = {
     "noise left in": ("_moment_sums", noise_left_in),
-    "second moments for variances": ("_moment_sums", second_moments),
-    "draws for posterior means": ("_posterior_means", draws_for_means),
+    "second moments instead of variances": ("_moment_sums", second_moments),
+    "draws instead of posterior means": ("_posterior_means", draws_for_means),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_variance_of_another_thing_would_be_seen(monkeypatch, fault):
+def test_planted_variance_fault_is_detected(monkeypatch, fault):
     monkeypatch.setattr(units, *FAULTS[fault])
     with pytest.raises(AssertionError):
-        test_variances_of_posterior_means_without_the_noise_of_their_estimate()
+        test_variances_of_posterior_means_exclude_estimation_noise()
 
 
-def test_units_that_do_not_depend_on_the_data_are_not_active(monkeypatch):
+def test_units_independent_of_the_data_are_inactive(monkeypatch):
     model = linear_two_layer()
     weight = model.encoder[0].loc.weight.at[:, 1].set(0)
     model = eqx.tree_at(lambda m: m.encoder[0].loc.weight, model, weight)
@@ -319,7 +319,7 @@ def test_units_that_do_not_depend_on_the_data_are_not_active(monkeypatch):
         assert many == pytest.approx(one, rel=1e-4, abs=1e-9)
 
 
-def test_units_of_other_models_are_a_user_error():
+def test_models_without_layers_are_a_user_error():
     for use in (
         lambda model: active_units(model, EXAMPLES, jax.random.key(0)),
         lambda model: prune(model, [np.ones(2, bool)]),
@@ -336,14 +336,14 @@ PRUNED = {
     "one layer, no hidden": ((4,), ((),), ["0110"]),
     "two layers": ((4, 3), ((3,), (5,)), ["1011", "010"]),
     "three layers": ((3, 4, 2), ((3,), (), (2,)), ["101", "0110", "01"]),
-    "nothing at the top": ((4, 3), ((3,), (5,)), ["1011", "000"]),
-    "nothing in the middle": ((3, 4, 2), ((3,), (), (2,)), ["110", "0000", "11"]),
-    "nothing above, no hidden": ((3, 2), ((), ()), ["011", "00"]),
+    "no unit at the top": ((4, 3), ((3,), (5,)), ["1011", "000"]),
+    "no unit in the middle": ((3, 4, 2), ((3,), (), (2,)), ["110", "0000", "11"]),
+    "no unit above, no hidden": ((3, 2), ((), ()), ["011", "00"]),
 }
 
 
 def log_weight_with_units_at_zero(model, keep, x, z):
-    """log p(x, z) - log q(z|x) where units not kept are 0 and their factors are dropped."""
+    """Return log p(x, z) - log q(z|x) with dropped units at 0 and without their factors."""
     z = [np.where(mask, h, 0.0) for mask, h in zip(keep, z, strict=True)]
     log_p = reference.log_likelihood(model, x, z[0])
     for l, (mask, net) in enumerate(zip(keep, model.encoder, strict=True)):
@@ -359,8 +359,8 @@ def log_weight_with_units_at_zero(model, keep, x, z):
     return log_p
 
 
-@pytest.mark.parametrize("case", quick(PRUNED, "three layers", "nothing at the top"))
-def test_a_pruned_model_is_the_model_with_units_fixed_at_zero(case):
+@pytest.mark.parametrize("case", quick(PRUNED, "three layers", "no unit at the top"))
+def test_pruned_model_is_the_model_with_units_fixed_at_zero(case):
     latent, hidden, masks = PRUNED[case]
     model, x = make(latent, hidden, seed=1), binary(1)[0]
     before = jax.tree.map(np.array, model)
@@ -385,13 +385,13 @@ def test_a_pruned_model_is_the_model_with_units_fixed_at_zero(case):
         top = len(kept) - 1
         mean, sd = reference.gaussian(model.prior_nets[top], np.zeros(latent[top + 1]))
         full[top] = mean + sd * full[top]
-        # A layer all of whose units are gone has no factors, nor have those above it.
+        # A layer without units has no factors, nor have the layers above it.
         keep = [*kept, *(np.zeros(d, bool) for d in latent[len(kept) :])]
     expected = log_weight_with_units_at_zero(model, keep, x, full)
     assert log_w == pytest.approx(expected, rel=1e-4)
 
 
-def test_pruning_nothing_changes_nothing():
+def test_pruning_no_units_leaves_the_model_unchanged():
     model = make()
     assert equal(prune(model, [np.ones(3, bool), np.ones(2, bool)]), model)
 
@@ -404,6 +404,6 @@ def test_pruning_nothing_changes_nothing():
         (["000", "11"], "no unit of the first layer"),
     ],
 )
-def test_masks_that_cannot_be_used_are_user_errors(masks, message):
+def test_invalid_masks_raise_user_errors(masks, message):
     with pytest.raises(UserError, match=message):
         prune(make(), [np.array([c == "1" for c in mask]) for mask in masks])

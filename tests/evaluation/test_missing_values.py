@@ -1,4 +1,4 @@
-"""Missing values: densities of what is observed, imputations, and what makes values go missing."""
+"""Missing values: densities of observed values, imputation and missingness mechanisms."""
 
 import equinox as eqx
 import jax
@@ -10,7 +10,7 @@ from scipy.special import log_ndtr, logsumexp, ndtr
 from scipy.stats import kstest, norm
 
 from cases import quick
-from gaps import WithHoles, holes, log_normal, moments
+from gaps import IncompleteLinearGaussian, log_normal, model_and_rows, moments
 from iwae import (
     VAE,
     bound,
@@ -37,7 +37,7 @@ from small import perturbed
 
 
 def conditional(x, mean, covariance):
-    """Mean and covariance of the missing values given the observed ones."""
+    """Return the mean and covariance of the missing values given the observed ones."""
     m = np.isnan(x)
     gain = covariance[np.ix_(m, ~m)] @ np.linalg.inv(covariance[np.ix_(~m, ~m)])
     left = covariance[np.ix_(m, m)] - gain @ covariance[np.ix_(~m, m)]
@@ -49,12 +49,12 @@ def log_weights_of(model, x, key):
     return log_weights(model, x, key, 5)
 
 
-# --- exactly ----------------------------------------------------------------------------------
+# --- exact results ----------------------------------------------------------------------------
 
 
-def test_with_the_exact_posterior_every_weight_is_the_density_of_what_is_observed():
-    model, rows = holes()
-    exact, (mean, covariance) = WithHoles(model.complete, 1.0), moments(model)
+def test_every_weight_is_the_observed_density_under_the_exact_posterior():
+    model, rows = model_and_rows()
+    exact, (mean, covariance) = IncompleteLinearGaussian(model.complete, 1.0), moments(model)
     for i, x in enumerate(rows):
         o = ~np.isnan(x)
         expected = log_normal(x[o], mean[o], covariance[np.ix_(o, o)]) if o.any() else 0.0
@@ -63,36 +63,36 @@ def test_with_the_exact_posterior_every_weight_is_the_density_of_what_is_observe
 
 
 @pytest.mark.slow
-def test_likelihoods_are_of_the_observed_part():
-    model, rows = holes()
+def test_log_likelihoods_are_those_of_the_observed_values():
+    model, rows = model_and_rows()
     mean, covariance = moments(model)
-    found = log_likelihoods(model, rows, jax.random.key(0), k=4000)
-    for x, value in zip(rows, found, strict=True):
+    result = log_likelihoods(model, rows, jax.random.key(0), k=4000)
+    for x, value in zip(rows, result, strict=True):
         o = ~np.isnan(x)
         expected = log_normal(x[o], mean[o], covariance[np.ix_(o, o)]) if o.any() else 0.0
         assert value == pytest.approx(expected, abs=0.05)
 
 
 @pytest.mark.slow
-def test_the_expectation_of_what_is_missing_is_the_conditional_mean():
-    model, rows = holes()
+def test_imputation_is_the_conditional_mean():
+    model, rows = model_and_rows()
     copies = np.repeat(rows, 60, axis=0)
-    found = impute(model, copies, jax.random.key(1), k=400).reshape(len(rows), 60, -1)
-    for x, each in zip(rows, found, strict=True):
+    result = impute(model, copies, jax.random.key(1), k=400).reshape(len(rows), 60, -1)
+    for x, each in zip(rows, result, strict=True):
         expected, _ = conditional(x, *moments(model))
         for column, value in zip(np.flatnonzero(np.isnan(x)), expected, strict=True):
             assert_mean(each[:, column], value, error_at_most=0.02)
 
 
 def test_multiple_imputations_have_the_conditional_moments():
-    model, rows = holes()
+    model, rows = model_and_rows()
     rows = rows[[0, *np.argsort(np.isnan(rows[1:]).sum(axis=1))[-2:] + 1]]
     n = 2500
     copies = np.repeat(rows, n, axis=0)
-    found = multiple_imputations(model, copies, jax.random.key(2), draws=2, k=100)
+    result = multiple_imputations(model, copies, jax.random.key(2), draws=2, k=100)
     for i, x in enumerate(rows):
         mean, covariance = conditional(x, *moments(model))
-        for data in found:
+        for data in result:
             off = data[i * n : (i + 1) * n, np.isnan(x)] - mean
             for a in range(len(mean)):
                 assert_mean(off[:, a], 0.0, error_at_most=0.05)
@@ -105,19 +105,22 @@ def test_multiple_imputations_have_the_conditional_moments():
                     )
 
 
-def test_k_hat_is_that_of_the_weights_of_rows_with_gaps():
-    model, rows = holes()
-    rows[1], narrow = 1.0, WithHoles(model.complete, 0.3)
+def test_khat_of_imputation_is_that_of_the_weights_of_incomplete_rows():
+    model, rows = model_and_rows()
+    rows[1], narrow = 1.0, IncompleteLinearGaussian(model.complete, 0.3)
     gaps, own = np.isnan(rows).any(axis=1), score(narrow, rows, jax.random.key(0), k=100).pareto_k
-    found = imputed(narrow, rows, jax.random.key(0), k=100)
-    np.testing.assert_allclose(found.pareto_k[gaps], own[gaps], rtol=1e-4)
+    result = imputed(narrow, rows, jax.random.key(0), k=100)
+    np.testing.assert_allclose(result.pareto_k[gaps], own[gaps], rtol=1e-4)
     assert (own[gaps] > 0.7).any()
-    for khat in (found.pareto_k, imputed(narrow, rows, jax.random.key(0), draws=2, k=100).pareto_k):
+    for khat in (
+        result.pareto_k,
+        imputed(narrow, rows, jax.random.key(0), draws=2, k=100).pareto_k,
+    ):
         assert np.isnan(khat).tolist() == (~gaps).tolist()
 
 
 def test_rows_with_unreliable_weights_are_imputed_by_annealing(monkeypatch):
-    """q is so narrow that what is drawn from it varies too little."""
+    """q is so narrow that its draws vary too little."""
     keys, again = [], imputation.annealed_imputations
 
     def noted(fn, model, examples, key, addresses):
@@ -125,33 +128,33 @@ def test_rows_with_unreliable_weights_are_imputed_by_annealing(monkeypatch):
         return again(fn, model, examples, key, addresses)
 
     monkeypatch.setattr(imputation, "annealed_imputations", noted)
-    model, rows = holes()
+    model, rows = model_and_rows()
     x, n = rows[np.isnan(rows[1:]).sum(axis=1).argmax() + 1], 400
-    narrow = WithHoles(model.complete, 0.3)
+    narrow = IncompleteLinearGaussian(model.complete, 0.3)
     mean, covariance = conditional(x, *moments(model))
     squares, bad = {}, None
     for anneal in (False, True):
-        found = imputed(
+        result = imputed(
             narrow, np.repeat(x[None], n, 0), jax.random.key(0), draws=1, k=50, anneal=anneal
         )
-        bad = found.pareto_k > pareto_threshold(50) if bad is None else bad
+        bad = result.pareto_k > pareto_threshold(50) if bad is None else bad
         chains = np.where(anneal & bad, imputation.CHAINS, 50)
-        assert found.threshold.tolist() == [pareto_threshold(int(each)) for each in chains]
-        off = (found.values[0][:, np.isnan(x)] - mean) / np.sqrt(np.diag(covariance))
+        assert result.threshold.tolist() == [pareto_threshold(int(each)) for each in chains]
+        off = (result.values[0][:, np.isnan(x)] - mean) / np.sqrt(np.diag(covariance))
         squares[anneal] = (off**2).mean(axis=1)[bad]
     assert squares[False].mean() < 0.8
     assert_mean(squares[True], 1.0, error_at_most=0.1)
     _, place = np.flatnonzero(bad)[:2]
-    others = np.zeros((n, len(x)), np.float32)  # as many, so that one program does for both
+    others = np.zeros((n, len(x)), np.float32)  # as many, so that one program serves both
     others[place] = x
     alone = imputed(narrow, others, jax.random.key(0), draws=1, k=50, anneal=True)
-    assert np.array_equal(alone.values[0, place], found.values[0, place])
-    examples = particle_keys(jax.random.key(0), jnp.arange(n))  # theirs, by their indices
+    assert np.array_equal(alone.values[0, place], result.values[0, place])
+    examples = particle_keys(jax.random.key(0), jnp.arange(n))  # keys of the examples, by index
     assert np.asarray(keys[0]).tolist() not in jax.random.key_data(examples).tolist()
 
 
-def test_what_is_observed_stays_as_it_is():
-    model, rows = holes()
+def test_imputation_keeps_observed_values():
+    model, rows = model_and_rows()
     rows = rows.astype(np.float64) + 1e-12
     one = impute(model, rows, jax.random.key(0), k=3)
     several = multiple_imputations(model, rows, jax.random.key(0), draws=4, k=3)
@@ -165,7 +168,7 @@ def test_what_is_observed_stays_as_it_is():
 
 @pytest.mark.slow
 def test_imputations_do_not_depend_on_the_batch():
-    model, rows = holes()
+    model, rows = model_and_rows()
     one, other = (
         multiple_imputations(model, rows, jax.random.key(0), draws=2, k=20, batch_size=size)
         for size in (1, 5)
@@ -197,7 +200,7 @@ LIKE = {
     "poisson": "counts",
     "negative-binomial": "counts",
 }
-HOLES = [np.nan, 1, np.nan, 1, 1]
+MASK = [np.nan, 1, np.nan, 1, 1]
 
 
 def example(name):
@@ -226,25 +229,25 @@ def maximised(model, x):
 
 
 @pytest.mark.parametrize("name", quick(KINDS, "logistic-mixture", "table"))
-def test_the_density_is_the_product_over_observed_values(name):
+def test_density_is_the_product_over_observed_values(name):
     plain, model = (
         VAE(5, (2,), ((4,),), observation=kind_of(name), missing=missing, key=jax.random.key(0))
         for missing in (None, "at-random")
     )
     x = example(name)
-    some = jnp.isnan(jnp.float32(HOLES))
+    some = jnp.isnan(jnp.float32(MASK))
     nothing = log_joint(model, jnp.full(5, jnp.nan))
     assert nothing == pytest.approx(norm.logpdf([0.5, -1.2]).sum())
-    whole = log_joint(model, x)
-    assert whole == pytest.approx(float(log_joint(plain, x)), rel=1e-6)
+    complete = log_joint(model, x)
+    assert complete == pytest.approx(float(log_joint(plain, x)), rel=1e-6)
     parts = [log_joint(model, jnp.where(hidden, jnp.nan, x)) for hidden in (some, ~some)]
     assert all(abs(part - nothing) > 0.1 for part in parts)
-    assert sum(parts) == pytest.approx(float(whole + nothing), rel=1e-5)
+    assert sum(parts) == pytest.approx(float(complete + nothing), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", quick(KINDS, "table"))
-def test_no_gradient_is_nan(name):
-    for hidden in (HOLES, [np.nan] * 5):
+def test_gradients_are_finite_with_missing_values(name):
+    for hidden in (MASK, [np.nan] * 5):
         value, gradient = maximised(vae(name), example(name) * jnp.float32(hidden))
         assert jnp.isfinite(value)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
@@ -252,32 +255,32 @@ def test_no_gradient_is_nan(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-def test_the_first_output_is_of_the_observed_values(name):
+def test_initial_output_matches_observed_values(name):
     rng, kind = np.random.default_rng(0), kind_of(name)
     rows = rng.integers(0, 2, (40, 5)) * np.asarray(example(name))[None]
     rows[rng.random(rows.shape) < 0.3] = np.nan
     each = [*map(column_of, kind.columns)] if kind.columns else [kind] * 5
-    whole = observation(kind, 5, "at-random")
-    p = whole.distribution(jnp.float32(whole.initial_output(rows)))
+    likelihood = observation(kind, 5, "at-random")
+    p = likelihood.distribution(jnp.float32(likelihood.initial_output(rows)))
     for j, one in enumerate(each):
         column = rows[~np.isnan(rows[:, j]), j : j + 1]
         alone = observation(one, 1)
         expected = alone.distribution(jnp.float32(alone.initial_output(column)))
         x = jnp.full(5, jnp.nan).at[j].set(column[0, 0])
-        found = float(jax.jit(p.log_prob)(x))
+        result = float(jax.jit(p.log_prob)(x))
         value = jax.jit(lambda x, expected=expected: expected.log_prob(x))(jnp.float32(column[0]))
-        assert found == pytest.approx(float(value), rel=1e-4, abs=1e-4)
+        assert result == pytest.approx(float(value), rel=1e-4, abs=1e-4)
 
 
-def column_of(words):
-    name, _, categories = words.partition(":")
+def column_of(text):
+    name, _, categories = text.partition(":")
     return make_kind(name, **({"categories": int(categories)} if categories else {}))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-def test_each_kind_is_imputed_by_legal_draws(name):
-    model, hidden = vae(name), np.float32(example(name)) * np.float32(HOLES)
+def test_imputed_draws_are_legal_values_of_their_kind(name):
+    model, hidden = vae(name), np.float32(example(name)) * np.float32(MASK)
     rows = np.stack([hidden, np.full(5, np.nan, np.float32)])
     several = multiple_imputations(model, rows, jax.random.key(0), draws=6, k=20)
     assert KINDS[name].legal(several.reshape(12, 5), kind_of(name)).all()
@@ -285,7 +288,7 @@ def test_each_kind_is_imputed_by_legal_draws(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["categorical", "table"])
-def test_a_category_is_imputed_by_the_likeliest_given_what_is_observed(name):
+def test_category_is_imputed_by_the_most_probable_one(name):
     model, x, key = vae(name), example(name).at[2].set(jnp.nan), jax.random.key(0)
 
     @jax.jit
@@ -297,16 +300,16 @@ def test_a_category_is_imputed_by_the_likeliest_given_what_is_observed(name):
         return p.each[2].complete.base_dist.probs[0] if name == "table" else p.averages()[2]
 
     p = probabilities(x, jax.random.fold_in(key, 0))
-    found = impute(model, np.asarray(x)[None], jax.random.clone(key), k=50)
+    result = impute(model, np.asarray(x)[None], jax.random.clone(key), k=50)
     assert p.shape == (3,)
-    assert found[0, 2] == int(np.argmax(p))
-    assert found[0, [0, 1, 3, 4]] == pytest.approx(np.asarray(x)[[0, 1, 3, 4]])
+    assert result[0, 2] == int(np.argmax(p))
+    assert result[0, [0, 1, 3, 4]] == pytest.approx(np.asarray(x)[[0, 1, 3, 4]])
 
 
 # --- the encoder ------------------------------------------------------------------------------
 
 
-def test_the_encoder_sees_zeros_and_the_mask():
+def test_encoder_input_has_zeros_and_the_mask():
     rows = np.array([[1.0, 10.0], [3.0, np.nan], [np.nan, 30.0]])
     encoding = observation("gaussian", 2, "at-random").encoding
     statistics = jnp.float32(encoding.statistics(rows))
@@ -315,7 +318,7 @@ def test_the_encoder_sees_zeros_and_the_mask():
     assert encoding.n_inputs == 4
 
 
-def test_the_encoder_sees_no_category_where_none_is_observed():
+def test_encoder_input_has_no_category_for_a_missing_value():
     kind = make_kind("categorical", categories=3)
     encoding = observation(kind, 2, "at-random").encoding
     seen = jax.jit(encoding.transform)(jnp.float32([np.nan, 2]), np.zeros(0, np.float32))
@@ -338,7 +341,7 @@ def masked(intercept=INTERCEPT, slope=SLOPE):
 
 
 def grid(j, intercept=INTERCEPT, slope=SLOPE):
-    """Values of dimension j, and the density of each of them and its being missing."""
+    """Return values of dimension j, and the joint density of each value and its being missing."""
     x = np.linspace(LOC[j] - 12 * SCALE[j], LOC[j] + 12 * SCALE[j], 20001)
     return x, norm.pdf(x, LOC[j], SCALE[j]) * ndtr(intercept[j] + slope[j] * x)
 
@@ -347,19 +350,19 @@ def test_missing_values_are_integrated_out():
     x = np.array([0.2, np.nan, np.nan])
     expected = norm.logpdf(0.2, LOC[0], SCALE[0]) + log_ndtr(-INTERCEPT[0] - SLOPE[0] * 0.2)
     expected += sum(np.log(np.trapezoid(grid(j)[1], grid(j)[0])) for j in (1, 2))
-    found = jax.jit(lambda x: masked().log_prob(x))(jnp.float32(x))
-    assert found == pytest.approx(expected, rel=1e-5)
+    result = jax.jit(lambda x: masked().log_prob(x))(jnp.float32(x))
+    assert result == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_expectation_of_a_value_that_is_missing():
-    for j, found in enumerate(masked().averages()):
+def test_expectation_of_a_missing_value_matches_quadrature():
+    for j, result in enumerate(masked().averages()):
         x, density = grid(j)
         expected = np.trapezoid(x * density, x) / np.trapezoid(density, x)
-        assert found == pytest.approx(expected, rel=1e-5)
+        assert result == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("intercept", quick([0.0, -25.0, 40.0], -25.0))
-def test_missing_values_are_drawn_given_that_they_are_missing(intercept):
+def test_missing_values_are_drawn_given_that_they_are_unobserved(intercept):
     p = masked(INTERCEPT + intercept)
     fill = jax.jit(jax.vmap(lambda key: p.fill(jnp.full(3, jnp.nan), key)))
     draws = np.asarray(fill(jax.random.split(jax.random.key(3), 4000)))
@@ -373,7 +376,7 @@ def test_missing_values_are_drawn_given_that_they_are_missing(intercept):
     assert np.isfinite(p.averages()).all()
 
 
-def test_draws_of_an_example_go_missing_as_often_as_they_should():
+def test_values_of_a_draw_are_missing_with_the_expected_frequency():
     draws = np.asarray(jax.vmap(masked().sample)(jax.random.split(jax.random.key(4), 4000)))
     for j in range(3):
         x, density = grid(j)
@@ -391,29 +394,31 @@ def test_density_and_gradient_are_finite_far_from_the_data(intercept):
     assert all(np.isfinite(leaf).all() for leaf in gradient)
 
 
-def test_the_density_of_values_and_mask_is_that_of_quadrature():
+def test_density_of_values_and_mask_matches_quadrature():
     options = {"observation": "gaussian", "missing": "not-at-random", "key": jax.random.key(5)}
     model = perturbed(VAE(3, (1,), ((4,),), **options), size=0.6)
     x, z = np.array([0.7, np.nan, -0.4]), np.linspace(-9, 9, 1501)
     p = jax.jit(jax.vmap(lambda z: model.decode((z[None],))))(jnp.float32(z))
     loc, scale = (np.float64(getattr(p.values.complete.base_dist, n)) for n in ("loc", "scale"))
     b, a = np.float64(p.intercept[0]), np.float64(p.slope[0])
-    assert np.abs(a).min() > 0.1  # or nothing would depend on the mask
+    assert np.abs(a).min() > 0.1  # otherwise nothing would depend on the mask
     log_p = norm.logpdf(z)
     for j in (0, 2):
         log_p += norm.logpdf(x[j], loc[:, j], scale[:, j]) + log_ndtr(-b[j] - a[j] * x[j])
     values = np.linspace(-15, 15, 2001)
     inside = norm.pdf(values, loc[:, 1:2], scale[:, 1:2]) * ndtr(b[1] + a[1] * values)
     log_p += np.log(np.trapezoid(inside, values, axis=1))
-    found = jax.jit(jax.vmap(lambda z: model.log_joint(jnp.float32(x), (z[None],))))(jnp.float32(z))
-    assert found == pytest.approx(log_p, rel=1e-4, abs=1e-3)
-    assert logsumexp(found) == pytest.approx(logsumexp(log_p), abs=1e-3)
+    result = jax.jit(jax.vmap(lambda z: model.log_joint(jnp.float32(x), (z[None],))))(
+        jnp.float32(z)
+    )
+    assert result == pytest.approx(log_p, rel=1e-4, abs=1e-3)
+    assert logsumexp(result) == pytest.approx(logsumexp(log_p), abs=1e-3)
 
 
 @pytest.mark.parametrize(
     ("missing", "sign"), [("not-at-random-high", 1), ("not-at-random-low", -1)]
 )
-def test_the_sign_may_be_known(missing, sign):
+def test_known_sign_of_the_mechanism_is_respected(missing, sign):
     data = observation("gaussian-shared", 2, missing)
     rows = np.array([[1.0, 10.0], [3.0, np.nan], [np.nan, 30.0], [2.0, 3.0]])
     start = data.initial_output(rows)
@@ -425,55 +430,55 @@ def test_the_sign_may_be_known(missing, sign):
     assert ndtr(probit) == pytest.approx([1.5 / 5, 1.5 / 5], rel=1e-5)
 
 
-def test_in_a_table_only_real_values_are_missing_not_at_random():
+def test_only_real_columns_of_a_table_are_missing_not_at_random():
     kind = make_kind("table", columns=("gaussian", "poisson"))
     data = observation(kind, 2, "not-at-random")
     each = data.distribution(jnp.zeros(data.n_outputs + data.n_free)).each
     assert [type(one) for one in each] == [SelfMasked, Incomplete]
 
 
-# --- the contract, and mistakes ---------------------------------------------------------------
+# --- the contract and errors ------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("missing", MISSING)
-def test_the_contract_is_kept(missing):
+def test_model_satisfies_the_contract(missing):
     model = vae("gaussian", missing)
-    check_latent_model(model, example("gaussian") * jnp.float32(HOLES), jax.random.key(0))
+    check_latent_model(model, example("gaussian") * jnp.float32(MASK), jax.random.key(0))
 
 
 @pytest.mark.slow
-def test_the_test_model_keeps_the_contract():
-    model, rows = holes()
+def test_incomplete_linear_gaussian_satisfies_the_contract():
+    model, rows = model_and_rows()
     check_latent_model(model, jnp.asarray(rows[1]), jax.random.key(0), draws=2000)
 
 
 @pytest.mark.parametrize(
-    ("kind", "missing", "words"),
+    ("kind", "missing", "message"),
     [
         ("gaussian", "often", "no mechanism 'often' of missing values; known: at-random, not"),
         ("bernoulli", "not-at-random", "not-at-random must be gaussian, not bernoulli"),
         (make_kind("table", columns=("poisson",) * 5), "not-at-random", "must be gaussian"),
     ],
 )
-def test_mistakes_are_user_errors(kind, missing, words):
-    with pytest.raises(UserError, match=words):
+def test_invalid_arguments_raise_user_errors(kind, missing, message):
+    with pytest.raises(UserError, match=message):
         VAE(5, (2,), ((4,),), observation=kind, missing=missing, key=jax.random.key(0))
 
 
-def test_values_have_to_be_independent_given_z():
+def test_values_that_are_dependent_given_z_are_rejected():
     with pytest.raises(UserError, match=r"a MultivariateNormal does not declare: end it with"):
         Incomplete(dist.MultivariateNormal(jnp.zeros(2), jnp.eye(2)))
 
 
-def test_a_model_that_was_not_made_for_missing_values_cannot_impute():
+def test_model_not_made_for_missing_values_cannot_impute():
     with pytest.raises(UserError, match="this VAE was not made for missing values: train one with"):
         impute(vae("gaussian", None), np.zeros((1, 5)), jax.random.key(0))
     with pytest.raises(UserError, match="draws is 0"):
         multiple_imputations(vae("gaussian"), np.zeros((1, 5)), jax.random.key(0), draws=0)
 
 
-def test_a_nan_is_never_handed_on():
+def test_nan_imputation_is_an_error():
     model = eqx.tree_at(lambda m: m.output.bias, vae("gaussian"), replace_fn=lambda b: b * jnp.nan)
     rows = np.array([[0.0] * 5, [np.nan, 0, 0, 0, 0]])
     with pytest.raises(FloatingPointError, match="row 2, column 1 cannot be imputed"):
@@ -481,12 +486,12 @@ def test_a_nan_is_never_handed_on():
 
 
 @pytest.mark.parametrize("missing", ["not-at-random", "not-at-random-high", "not-at-random-low"])
-def test_the_start_gives_each_column_its_share_of_gaps(missing):
+def test_initial_output_gives_each_column_its_share_of_missing_values(missing):
     # Far from zero, and in small and large units.
     rng = np.random.default_rng(0)
     rows = np.float32(rng.normal([1000.0, -3.0, 0.0], [1.0, 0.01, 50.0], (4000, 3)))
     rows[rng.uniform(size=rows.shape) < [0.1, 0.5, 0.3]] = np.nan
-    what = observation("gaussian", 3, missing)
-    p = what.distribution(jnp.float32(what.initial_output(rows)))
+    likelihood = observation("gaussian", 3, missing)
+    p = likelihood.distribution(jnp.float32(likelihood.initial_output(rows)))
     drawn = jax.vmap(p.sample)(jax.random.split(jax.random.key(0), 4000))
     np.testing.assert_allclose(np.isnan(drawn).mean(axis=0), np.isnan(rows).mean(axis=0), atol=0.04)

@@ -22,7 +22,7 @@ X = jnp.float32([2.0, -0.5, 0.3])
 
 
 class WithPrior(LinearGaussian):
-    """The same model, saying what its prior is."""
+    """The same model with a declared prior."""
 
     def log_prior(self, z):
         return self.prior().log_prob(z)
@@ -35,7 +35,7 @@ def wrong_q(kind=LinearGaussian, n_latent=2):
 
 
 @pytest.mark.slow
-def test_the_density_of_points_is_near_the_evidence():
+def test_marginal_scores_are_near_the_evidence():
     model = wrong_q()
     exact = [float(model.log_evidence(x)) for x in (X, -X)]
     assert marginal_scores(model, np.stack([X, -X]), k=2000) == pytest.approx(exact, abs=0.15)
@@ -48,7 +48,7 @@ def draw_particles(model, k, seed=0):
     return jax.jit(lambda key: importance_particles(model, X, key, k)[0])(jax.random.key(seed))
 
 
-def test_snis_gives_the_posterior_mean_and_that_of_any_function():
+def test_snis_estimates_the_posterior_mean_of_any_function():
     model, repeats = wrong_q(), 300
     exact = model.exact_posterior(X)
 
@@ -78,7 +78,7 @@ def test_sir_draws_from_the_posterior():
         assert_mean(centred**2, covariance[i, i], error_at_most=0.02)
 
 
-def test_a_particle_without_weight_is_never_drawn_and_layers_stay_together():
+def test_sir_never_draws_zero_weights_and_keeps_layers_together():
     z = (jnp.arange(3.0)[:, None], 10 * jnp.arange(3.0)[:, None])
     particles = Particles(z, jnp.float32([-500, -jnp.inf, -500]))
     below, above = sir(particles, jax.random.key(0), 200)
@@ -90,7 +90,7 @@ def test_a_particle_without_weight_is_never_drawn_and_layers_stay_together():
 # Grids
 
 
-def test_a_grid_shows_the_exact_posterior_and_q():
+def test_grid_matches_the_exact_posterior_and_q():
     model = wrong_q()
     grid = posterior_grid(model, X, jax.random.key(0), points=150, draws=50)
     points = np.stack(np.meshgrid(*grid.axes, indexing="ij"), axis=-1)
@@ -103,7 +103,7 @@ def test_a_grid_shows_the_exact_posterior_and_q():
     assert grid.draws.mean(axis=0) == pytest.approx(np.asarray(exact.mean), abs=0.5)
 
 
-def test_a_grid_of_one_latent():
+def test_grid_of_one_latent_is_normalised():
     model = VAE(4, (1,), ((3,),), key=jax.random.key(0))
     x = jnp.float32([1, 0, 1, 1])
     grid = posterior_grid(model, x, jax.random.key(0), limits=((-15.0, 15.0),))
@@ -113,7 +113,7 @@ def test_a_grid_of_one_latent():
         assert np.trapezoid(np.exp(log_density), grid.axes[0]) == pytest.approx(1, abs=1e-3)
 
 
-def test_a_grid_of_three_latents_is_refused():
+def test_grid_of_three_latents_is_rejected():
     model = VAE(4, (1, 2), ((3,), (3,)), key=jax.random.key(0))
     with pytest.raises(UserError, match="one or two latents; this model has 3"):
         posterior_grid(model, jnp.ones(4), jax.random.key(0))
@@ -123,7 +123,7 @@ def test_a_grid_of_three_latents_is_refused():
 
 
 def exact_curve(model, xs, betas):
-    """Rate and distortion `[n, T]` of N(z; 0, I) N(x; Wz + b, s^2 I)^beta, by hand in float64."""
+    """Return rate and distortion `[n, T]` of N(z; 0, I) N(x; Wz + b, s^2 I)^beta, float64."""
     w, b = np.float64(model.weight), np.float64(model.bias)
     noise, (d, m) = np.exp(2 * np.float64(model.log_scale)), model.weight.shape
     rate, distortion = [], []
@@ -137,7 +137,7 @@ def exact_curve(model, xs, betas):
     return np.stack(rate, axis=1), np.stack(distortion, axis=1)
 
 
-def test_rate_and_distortion_are_those_of_the_closed_form():
+def test_rate_distortion_curve_matches_the_closed_form():
     model, n = wrong_q(WithPrior), 200
     xs = np.asarray(
         jax.jit(jax.vmap(lambda key: model.sample(key)[1]))(jax.random.split(jax.random.key(0), n))
@@ -156,18 +156,18 @@ def test_rate_and_distortion_are_those_of_the_closed_form():
         over = curve.rate[:, t] - rate[:, t]
         assert over.mean() < 0.1
         assert over.mean() > -STANDARD_ERRORS * over.std() / np.sqrt(n) - 1e-3
-    # Strong enough: what belongs to the neighbouring temperature would have been seen.
+    # Power: the value of a neighbouring temperature would be detected.
     assert (np.diff(rate.mean(axis=0))[4:] > 0.05).all()
     assert (np.diff(distortion.mean(axis=0))[:5] < -0.1).all()
 
 
-def test_at_beta_one_rate_and_distortion_make_the_likelihood():
+def test_rate_and_distortion_at_beta_one_sum_to_the_likelihood():
     model = wrong_q(WithPrior)
     rate, distortion = exact_curve(model, np.float64(X)[None], [1.0])
     assert rate + distortion == pytest.approx(-float(model.log_evidence(X)), rel=1e-5)
 
 
-def test_a_model_without_a_prior_has_no_curve():
+def test_model_without_a_prior_is_rejected():
     with pytest.raises(UserError, match="does not define its prior"):
         rate_distortion(
             wrong_q(),

@@ -1,4 +1,4 @@
-"""Bounds from both sides on real examples: exact, in expectation, and of runs."""
+"""Two-sided bounds on real examples: closed forms, coverage, verdicts and runs."""
 
 from functools import partial
 
@@ -32,21 +32,21 @@ from small import finished
 # One example
 
 
-def both(log_w):
+def both_sides(log_w):
     return {name: float(value) for name, value in jax.jit(two_sided)(jnp.float32(log_w)).items()}
 
 
 def by_quadrature(k, s, log_p=-3.0, nodes=40):
-    """E[lower] and E[upper] for log w = log p - s^2/2 + s e with e ~ N(0, 1)."""
+    """Return E[lower] and E[upper] for log w = log p - s^2/2 + s e with e ~ N(0, 1)."""
     e, weight = np.polynomial.hermite_e.hermegauss(nodes)
     grid = np.stack(np.meshgrid(*[e] * k, indexing="ij"), axis=-1).reshape(-1, k)
     weights = np.prod(np.meshgrid(*[weight / weight.sum()] * k, indexing="ij"), axis=0).ravel()
     log_w = jnp.float32(log_p - s**2 / 2 + s * grid)
-    found = jax.jit(jax.vmap(two_sided))(log_w)
-    return [float(weights @ np.float64(found[name])) for name in ("lower", "upper")]
+    result = jax.jit(jax.vmap(two_sided))(log_w)
+    return [float(weights @ np.float64(result[name])) for name in ("lower", "upper")]
 
 
-def test_the_expected_upper_side_is_that_of_the_closed_form():
+def test_expected_upper_bound_has_the_closed_form():
     # k = 2: c is the other weight, so E[w/c] = E[w] E[1/w] = exp(s^2) and E[log c] = log p - s^2/2.
     s, log_p = 0.5, -3.0
     lower, upper = by_quadrature(2, s)
@@ -66,32 +66,32 @@ def test_c_is_the_mean_of_all_other_weights():
     assert log_p < upper < by_quadrature(2, s)[1]  # more weights, a closer c
 
 
-def test_equal_weights_leave_no_gap_and_others_do():
-    assert both(np.full(7, -1234.5)) == pytest.approx(
+def test_only_equal_weights_leave_no_gap():
+    assert both_sides(np.full(7, -1234.5)) == pytest.approx(
         {"lower": -1234.5, "upper": -1234.5, "ratio": 1.0}, rel=1e-6
     )
     rng = np.random.default_rng(0)
     for _ in range(20):
         log_w = rng.normal(-80, 3, size=5)
-        found = both(log_w)
-        assert found["upper"] > found["lower"]
-        again = both(log_w[::-1])
-        assert again == pytest.approx(found, rel=1e-5)
+        result = both_sides(log_w)
+        assert result["upper"] > result["lower"]
+        again = both_sides(log_w[::-1])
+        assert again == pytest.approx(result, rel=1e-5)
 
 
-def test_no_digit_is_lost_where_one_weight_has_nearly_everything():
+def test_dominant_weight_loses_no_precision():
     log_w = np.array([0.0, -30.0, -31.0])
-    found = both(log_w)
+    result = both_sides(log_w)
     others = [logsumexp(np.delete(log_w, i)) - np.log(2) for i in range(3)]
     expected = np.mean(np.exp(log_w - others) + others - 1)
-    assert found["upper"] == pytest.approx(expected, rel=1e-5)
+    assert result["upper"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_weights_of_zero():
-    one_zero = both([-2.0, -2.0, -np.inf])
+def test_upper_bound_is_infinite_if_all_other_weights_are_zero():
+    one_zero = both_sides([-2.0, -2.0, -np.inf])
     assert np.isfinite(one_zero["upper"])
-    assert both([-2.0, -np.inf, -np.inf])["upper"] == np.inf  # some c is zero
-    assert both([-np.inf] * 3) == {"lower": -np.inf, "upper": np.inf, "ratio": np.inf}
+    assert both_sides([-2.0, -np.inf, -np.inf])["upper"] == np.inf  # some c is zero
+    assert both_sides([-np.inf] * 3) == {"lower": -np.inf, "upper": np.inf, "ratio": np.inf}
 
 
 # Examples with a known likelihood
@@ -107,68 +107,70 @@ def drawn(model, n):
     return np.asarray(x), np.float64(jax.jit(jax.vmap(model.log_evidence))(x))
 
 
-WAYS = [partial(annealed_two_sided_slabs, **COARSE), partial(two_sided_slabs, k=3)]
+METHODS = [partial(annealed_two_sided_slabs, **COARSE), partial(two_sided_slabs, k=3)]
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_with_the_exact_posterior_both_sides_are_the_likelihood(way):
+@pytest.mark.parametrize("method", METHODS)
+def test_both_bounds_are_the_likelihood_under_the_exact_posterior(method):
     model = LinearGaussian.random(2, 3)
     x, exact = drawn(model, 40)
-    found = gather_examples(way(model, x, jax.random.key(0)))
-    assert found["lower"] == pytest.approx(exact, abs=2e-5)
-    assert found["upper"] == pytest.approx(exact, abs=2e-5)
-    assert ratio_tail(found["ratio"], found["lower"]) == 0  # rounding has no tail
+    result = gather_examples(method(model, x, jax.random.key(0)))
+    assert result["lower"] == pytest.approx(exact, abs=2e-5)
+    assert result["upper"] == pytest.approx(exact, abs=2e-5)
+    assert ratio_tail(result["ratio"], result["lower"]) == 0  # rounding has no tail
 
 
-@pytest.mark.parametrize("way", quick(WAYS, WAYS[1]))
-def test_the_truth_lies_between_the_sides_on_average(way):
+@pytest.mark.parametrize("method", quick(METHODS, METHODS[1]))
+def test_true_likelihood_lies_between_the_mean_bounds(method):
     x, exact = drawn(WRONG, 2000)
-    found = gather_examples(way(WRONG, x, jax.random.key(1)))
-    assert distance(found["lower"] - exact, 0.0) < -STANDARD_ERRORS
-    assert distance(found["upper"] - exact, 0.0) > STANDARD_ERRORS
-    assert (found["upper"] >= found["lower"] - 1e-5).all()
+    result = gather_examples(method(WRONG, x, jax.random.key(1)))
+    assert distance(result["lower"] - exact, 0.0) < -STANDARD_ERRORS
+    assert distance(result["upper"] - exact, 0.0) > STANDARD_ERRORS
+    assert (result["upper"] >= result["lower"] - 1e-5).all()
 
 
 REPEATS, MISSES = 30, 4
 
 
-def below(differences):
-    """In how many repeats the mean lies more than two of its standard errors below 0."""
+def count_below(differences):
+    """Count the repeats whose mean is more than two standard errors below 0."""
     error = differences.std(axis=1, ddof=1) / np.sqrt(differences.shape[1])
     return np.count_nonzero(differences.mean(axis=1) < -2 * error)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
-def test_both_sides_and_their_errors_cover_the_truth_over_repeats(way):
+@pytest.mark.parametrize("method", METHODS)
+def test_bounds_and_their_errors_cover_the_true_likelihood(method):
     x, exact = drawn(WRONG, 200)
-    found = [gather_examples(way(WRONG, x, jax.random.key(i))) for i in range(REPEATS)]
-    lower, upper = (np.stack([one[side] for one in found]) - exact for side in ("lower", "upper"))
-    # A side of mean log p(x) misses it in 2.3 % of repeats: over 4 of 30 have probability 5e-4.
-    assert below(upper) <= MISSES
-    assert below(-lower) <= MISSES
-    assert below(lower) > MISSES  # the power: an upper side that is no better than the lower one
-    # The stated errors are those between repeats, whose examples must have draws of their own.
+    result = [gather_examples(method(WRONG, x, jax.random.key(i))) for i in range(REPEATS)]
+    lower, upper = (np.stack([one[side] for one in result]) - exact for side in ("lower", "upper"))
+    # A side of mean log p(x) misses it in 2.3% of repeats; more than 4 of 30 have probability 5e-4.
+    assert count_below(upper) <= MISSES
+    assert count_below(-lower) <= MISSES
+    assert (
+        count_below(lower) > MISSES
+    )  # power: an upper side no better than the lower one is detected
+    # The stated errors match those between repeats, so that examples have independent draws.
     for side in (lower, upper):
         stated = side.std(axis=1, ddof=1).mean() / np.sqrt(side.shape[1])
         assert side.mean(axis=1).std(ddof=1) < 2 * stated
 
 
-def test_samples_do_not_depend_on_chunks_or_where_it_resumes(monkeypatch):
+def test_samples_do_not_depend_on_chunks_or_resuming(monkeypatch):
     x, _ = drawn(WRONG, 6)
-    whole = gather_examples(two_sided_slabs(WRONG, x, jax.random.key(2), k=30))
+    full = gather_examples(two_sided_slabs(WRONG, x, jax.random.key(2), k=30))
     monkeypatch.setattr(two_sided_bounds, "likelihood_chunk_length", lambda k: 7)  # noqa: ARG005
     part = gather_examples(
         two_sided_slabs(WRONG, x, jax.random.key(2), k=30, first=4, batch_size=1)
     )
     for name, values in part.items():
-        np.testing.assert_allclose(values, whole[name][4:], rtol=1e-4)
+        np.testing.assert_allclose(values, full[name][4:], rtol=1e-4)
 
 
-# How far to trust the upper side
+# Reliability of the upper side
 
 
-def test_a_heavy_tail_of_the_ratios_is_seen():
+def test_heavy_tail_of_the_ratios_is_detected():
     rng = np.random.default_rng(0)
     lower = np.full(1000, -90.0)
     light, heavy = 1 + rng.exponential(size=1000), 1 + rng.pareto(1.1, size=1000)
@@ -189,7 +191,7 @@ def test_a_heavy_tail_of_the_ratios_is_seen():
         (np.array([0.1, np.inf]), np.inf, "not converged"),
     ],
 )
-def test_the_verdict_of_a_gap(gap, tail, word):
+def test_verdict_depends_on_the_gap_and_the_tail(gap, tail, word):
     assert two_sided_verdict(gap, tail, 0.5).word == word
 
 
@@ -215,7 +217,7 @@ def record(run):
     return sandwich_run(run, **OPTIONS)
 
 
-def test_a_record_has_both_sides_and_a_verdict(run, record):
+def test_record_has_both_bounds_and_a_verdict(run, record):
     values = values_of(run)
     assert values["lower"].shape == values["importance_upper"].shape == (1, 30)
     gap = values["upper"][0] - values["lower"][0]
@@ -231,7 +233,7 @@ def test_a_record_has_both_sides_and_a_verdict(run, record):
 
 
 @pytest.mark.slow
-def test_the_lower_sides_are_the_likelihoods_of_the_other_methods(run, record):
+def test_lower_bounds_match_the_likelihoods_of_the_other_methods(run, record):
     values = values_of(run)
     annealed = anneal_run(run, annealing=SHORT, examples=30)
     evaluate_run(run, ks=[200], examples=30)
@@ -244,7 +246,7 @@ def test_the_lower_sides_are_the_likelihoods_of_the_other_methods(run, record):
 
 
 @pytest.mark.slow
-def test_a_stopped_measurement_ends_with_the_same_numbers(tmp_path):
+def test_interrupted_measurement_gives_the_same_values(tmp_path):
     one, other = (small.unmeasured(finished(), tmp_path / name / "run") for name in ("a", "b"))
 
     def interrupted(slabs, total, label):  # noqa: ARG001
@@ -258,17 +260,17 @@ def test_a_stopped_measurement_ends_with_the_same_numbers(tmp_path):
         sandwich_run(other, **OPTIONS, batch_size=2, track=interrupted)
     assert len(list((other / "evaluations" / "unfinished").iterdir())) == 3  # and the subset
     sandwich_run(other, **OPTIONS, batch_size=2)
-    expected, found = values_of(one), values_of(other)
+    expected, result = values_of(one), values_of(other)
     for name in expected:
-        np.testing.assert_array_equal(found[name], expected[name])
+        np.testing.assert_array_equal(result[name], expected[name])
     assert not (other / "evaluations" / "unfinished").exists()
 
 
 @pytest.mark.slow
-def test_both_kinds_of_examples_stand_in_one_table(run, capsys):
+def test_real_and_simulated_examples_are_in_one_table(run, capsys):
     made = bdmc_run(run, annealing=SHORT, examples=30, k=200)
-    words = "--method sandwich --temperatures 20 --chains 4 --leapfrog 2 --k 200 --examples 30"
-    assert main(["evaluate", str(run), "--quiet", *words.split()]) == 0
+    options = "--method sandwich --temperatures 20 --chains 4 --leapfrog 2 --k 200 --examples 30"
+    assert main(["evaluate", str(run), "--quiet", *options.split()]) == 0
     lines = capsys.readouterr().out.splitlines()
     named = [line for line in lines if "simulated examples: " in line]
     assert f"gap {made['gap']:.3f} +- {made['gap_stderr']:.3f}" in named[0]
@@ -277,7 +279,7 @@ def test_both_kinds_of_examples_stand_in_one_table(run, capsys):
 
 
 def table(path, *, gaps):
-    """Rows in units far from the model's, some values of which may be missing."""
+    """Save rows far from standardised, optionally with missing values; return a run's options."""
     rng = np.random.default_rng(0)
     rows = rng.normal([300.0, -3.0], [200.0, 0.01], (200, 2))
     rows[gaps & (rng.random(rows.shape) < 0.2)] = np.nan
@@ -285,7 +287,7 @@ def table(path, *, gaps):
     return {"dataset": str(path), "observation": "gaussian"}
 
 
-OF_KIND = {
+RUN_OPTIONS = {
     "standardised": lambda folder: table(folder / "a.npy", gaps=False),
     "missing": lambda folder: table(folder / "a.npy", gaps=True) | {"missing": "at-random"},
     "conditional": lambda _: {"dataset": "digits", "conditional": True, "replicates": 2},
@@ -294,10 +296,10 @@ OF_KIND = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", OF_KIND)
-def test_runs_of_every_kind_are_bounded(kind, tmp_path):
+@pytest.mark.parametrize("kind", RUN_OPTIONS)
+def test_runs_of_every_kind_have_two_sided_bounds(kind, tmp_path):
     run = tmp_path / "run"
-    small.train_in(run, epochs=1, **OF_KIND[kind](tmp_path))
+    small.train_in(run, epochs=1, **RUN_OPTIONS[kind](tmp_path))
     options = {"annealing": SHORT, "examples": 20}
     sides = parse(sandwich_run(run, k=50, **options))
     lower = [one.log_likelihood for one in parse(anneal_run(run, **options)).models]
@@ -317,6 +319,6 @@ def test_runs_of_every_kind_are_bounded(kind, tmp_path):
         ({"tolerance": 0.0}, "tolerance is 0"),
     ],
 )
-def test_mistakes_are_user_errors(run, options, message):
+def test_invalid_arguments_raise_user_errors(run, options, message):
     with pytest.raises(UserError, match=message):
         sandwich_run(run, **options)

@@ -1,4 +1,4 @@
-"""Temperatures of constant rate progress: exact, on a path known in closed form, and of runs."""
+"""Adaptive temperatures: closed forms, constant progress along a Gaussian path, and runs."""
 
 from types import SimpleNamespace
 
@@ -20,15 +20,15 @@ from iwae.results.measure import Replicate
 from iwae.testing import LinearGaussian
 
 
-def test_with_a_constant_variance_the_rate_is_that_of_the_closed_form():
+def test_constant_variance_gives_the_closed_form_rate():
     grid = np.linspace(0, 1, 2001)
     betas = adaptive_temperatures(grid, np.full(2000, 3.0), 11).astype(np.float64)
-    # The integral of 1 - beta is beta - beta^2 / 2, of which 1/2 in all; the floor adds beta.
+    # The integral of 1 - beta is beta - beta^2 / 2, in total 1/2; the floor adds beta.
     reached = (1 - FLOOR) * (2 * betas - betas**2) + FLOOR * betas
     np.testing.assert_allclose(reached, np.linspace(0, 1, 11), atol=1e-6)
 
 
-def test_temperatures_lie_where_the_variance_is():
+def test_temperatures_concentrate_where_the_variance_is():
     grid = np.linspace(0, 1, 101)
     variances = np.where(grid[1:] < 0.1, 100.0, 0.0)
     betas = adaptive_temperatures(grid, variances, 1001)
@@ -41,8 +41,8 @@ def test_temperatures_lie_where_the_variance_is():
         adaptive_temperatures(grid, np.full(100, np.nan), 5)
 
 
-def remaining(beta, q, p):
-    """KL(f_beta || p) of one-dimensional Gaussians (mean, variance) at the ends of the path."""
+def remaining_divergence(beta, q, p):
+    """Return KL(f_beta || p) on the path between Gaussians q and p, given as (mean, variance)."""
     precision = (1 - beta) / q[1] + beta / p[1]
     mean = ((1 - beta) * q[0] / q[1] + beta * p[0] / p[1]) / precision
     variance = 1 / precision
@@ -50,7 +50,7 @@ def remaining(beta, q, p):
 
 
 @pytest.mark.parametrize("start", quick(["posterior", "prior"], "posterior"))
-def test_the_divergence_falls_by_equal_amounts(start):
+def test_divergence_decreases_by_equal_amounts(start):
     class WithPrior(LinearGaussian):
         def log_prior(self, z):
             return self.prior().log_prob(z)
@@ -63,17 +63,17 @@ def test_the_divergence_falls_by_equal_amounts(start):
     betas = adaptive_schedule(model, x, jax.random.key(0), 9, **more)
     exact, q = model.exact_posterior(jnp.asarray(x[0])), model.posterior(jnp.asarray(x[0]))
     first = (q.mean[0], q.variance[0]) if start == "posterior" else (0.0, 1.0)
-    left = remaining(
+    left = remaining_divergence(
         np.float64(betas), np.float64(first), np.float64([exact.mean[0], exact.variance[0]])
     )
     drops = -np.diff(left) / left[0]
     np.testing.assert_allclose(drops, 1 / 8, atol=0.02)
-    by_line = -np.diff(
-        remaining(
+    linear_drops = -np.diff(
+        remaining_divergence(
             linear_schedule(9), np.float64(first), np.float64([exact.mean[0], exact.variance[0]])
         )
     )
-    assert by_line.max() > 2 * by_line.mean()
+    assert linear_drops.max() > 2 * linear_drops.mean()
 
 
 @pytest.mark.slow
@@ -99,7 +99,7 @@ def test_temperatures_are_tuned_on_training_examples_and_frozen(tmp_path, monkey
     assert bdmc_run(run, annealing=short, examples=20, k=20)["gap"] > 0
 
 
-def test_the_two_pilots_have_no_key_in_common(monkeypatch):
+def test_pilots_share_no_key(monkeypatch):
     keys = []
 
     def note(key, result):
@@ -113,13 +113,13 @@ def test_the_two_pilots_have_no_key_in_common(monkeypatch):
     subject = SimpleNamespace(seed=0, settings=lambda *_, **more: more)
     kept = SimpleNamespace(array=lambda settings, make: make())  # noqa: ARG005
     one = Replicate(subject, 0, None, kept)
-    with jax.debug_key_reuse(False):  # keys are looked at, not drawn from
+    with jax.debug_key_reuse(False):  # keys are read, not consumed
         freeze_ais(one, Annealing(schedule="adaptive"), 20, lambda: None)
     assert len(keys) == 2
     assert not keys[0] & keys[1]
 
 
-def test_mistakes_are_user_errors():
+def test_invalid_arguments_raise_user_errors():
     model = LinearGaussian.random()
     for examples, count, message in (
         (np.zeros((0, 3), np.float32), 5, "needs examples"),

@@ -1,4 +1,4 @@
-"""Annealed importance sampling against closed forms, and each likely mistake seen by a test."""
+"""Annealed importance sampling: closed forms, HMC, numerical precision and planted faults."""
 
 from functools import partial
 
@@ -38,19 +38,19 @@ from iwae.models.vae import VAE
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, assert_mean, distance
 
-# False alarms: a mean is wrong by chance once in 1.7 million (5 standard errors, normal), and
-# this file looks at about 150 of them, so that a new key fails once in 10,000 runs of the file.
+# False alarms: a mean deviates by 5 standard errors once in 1.7 million (normal). This file
+# tests about 150 means, so that it fails for one in 10,000 new sets of keys.
 
 STRONG = 2 * STANDARD_ERRORS
-"""A planted bug must be at least this far out, so that another key would see it too."""
+"""Deviation required of a planted fault, so that other keys would detect it too."""
 
 X = jnp.float32([2.0, -0.5, 0.3])
 COARSE = {"betas": linear_schedule(4), "step_size": 0.9, "n_leapfrog": 3}
-"""Few temperatures and large steps: a tenth to a fifth of the moves are rejected."""
+"""Few temperatures and large steps: 10% to 20% of the moves are rejected."""
 
 
 class WithPrior(LinearGaussian):
-    """The same model, saying what its prior is."""
+    """The same model with a declared prior."""
 
     def log_prior(self, z):
         return self.prior().log_prob(z)
@@ -69,12 +69,12 @@ def closed_form(model):
 
 
 def moments(model):
-    """The mean and covariance of p(z|x), and log p(x)."""
+    """Return the mean and covariance of p(z|x), and log p(x)."""
     return tuple(np.float64(value) for value in closed_form(model))
 
 
 def residuals(model, particles):
-    """Numbers of expectation zero if the particles are properly weighted for p(z|x)."""
+    """Return values whose expectation is zero if the particles are properly weighted for p(z|x)."""
     mean, covariance, log_p = moments(model)
     w = np.exp(np.float64(particles.log_w) - log_p)
     z = np.float64(particles.z) - mean
@@ -84,7 +84,7 @@ def residuals(model, particles):
 
 
 def run(model, key, k=20_000, **options):
-    # A function of its own each time, so that it is compiled with whatever bug is planted.
+    # A new function each time, so that it is compiled with the planted fault.
     options = COARSE | options
     return jax.jit(lambda key: annealed_particles(model, X, key, k, **options))(key)
 
@@ -99,10 +99,10 @@ def test_annealed_particles_are_properly_weighted(start):
     for values in residuals(model, particles):
         assert_mean(values, 0.0, error_at_most=0.02)
     assert info["acceptance"].shape == (3,)
-    assert (info["acceptance"] < 0.97).all()  # something is rejected, so that a test of it exists
+    assert (info["acceptance"] < 0.97).all()  # some moves are rejected, which tests rejection
 
 
-def test_two_temperatures_are_importance_weighting_and_one_move():
+def test_two_temperatures_give_importance_weights_and_one_move():
     model, key = wrong_q(), jax.random.key(1)
     particles, _ = run(model, key, 5, betas=linear_schedule(2))
 
@@ -117,7 +117,7 @@ def test_two_temperatures_are_importance_weighting_and_one_move():
     assert not np.allclose(particles.z, draws, atol=1e-2)
 
 
-def test_with_the_exact_posterior_every_weight_is_the_evidence_both_ways():
+def test_every_weight_is_the_evidence_under_the_exact_posterior():
     model = wrong_q(q_shift=0.0, q_scale=1.0)
 
     @jax.jit
@@ -132,13 +132,13 @@ def test_with_the_exact_posterior_every_weight_is_the_evidence_both_ways():
     assert backward == pytest.approx(np.full(50, -moments(model)[2]), rel=1e-5)
 
 
-def test_a_chain_is_the_same_in_whatever_chunk_it_is_run():
+def test_chains_do_not_depend_on_the_chunk():
     model, key = wrong_q(), jax.random.key(3)
-    whole, _ = run(model, key, 7)
+    full, _ = run(model, key, 7)
     part, _ = run(model, key, 3, first=jnp.asarray(2))
-    assert part.z == pytest.approx(np.asarray(whole.z[2:5]), rel=1e-4)
-    assert part.log_w == pytest.approx(np.asarray(whole.log_w[2:5]), rel=1e-5)
-    assert len(np.unique(whole.log_w)) == 7
+    assert part.z == pytest.approx(np.asarray(full.z[2:5]), rel=1e-4)
+    assert part.log_w == pytest.approx(np.asarray(full.log_w[2:5]), rel=1e-5)
+    assert len(np.unique(full.log_w)) == 7
 
 
 def test_no_gradient_flows_through_the_chains():
@@ -149,7 +149,7 @@ def test_no_gradient_flows_through_the_chains():
     assert not any(leaf.any() for leaf in jax.tree.leaves(gradient))
 
 
-def test_where_the_joint_is_zero_weights_are_zero_and_stay():
+def test_zero_joint_density_gives_zero_weights():
     class Truncated(LinearGaussian):
         def log_joint(self, x, z):
             return jnp.where(z[0] > -1, super().log_joint(x, z), -jnp.inf)
@@ -163,7 +163,7 @@ def test_where_the_joint_is_zero_weights_are_zero_and_stay():
     assert_mean(np.exp(np.float64(log_w) - log_p), inside, error_at_most=0.01)
 
 
-# Mistakes that must not pass: each is planted, and seen by a test of the weights
+# Planted faults, each detected by a test of the weights
 
 
 def weigh_after_the_move(patch):
@@ -221,7 +221,7 @@ def missing_log_q(patch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "bug",
+    "fault",
     [
         weigh_after_the_move,
         move_at_the_old_temperature,
@@ -231,16 +231,16 @@ def missing_log_q(patch):
         missing_log_q,
     ],
 )
-def test_a_planted_bug_is_seen(bug, monkeypatch):
-    bug(monkeypatch.setattr)
+def test_planted_fault_is_detected(fault, monkeypatch):
+    fault(monkeypatch.setattr)
     model = wrong_q()
     particles, _ = run(model, jax.random.key(0))
-    found = [abs(distance(values, 0.0)) for values in residuals(model, particles)]
-    assert max(found) > STRONG
+    deviations = [abs(distance(values, 0.0)) for values in residuals(model, particles)]
+    assert max(deviations) > STRONG
 
 
 @pytest.mark.slow
-def test_a_step_size_adapted_while_measuring_is_seen(monkeypatch):
+def test_step_size_adaptation_during_measurement_is_detected(monkeypatch):
     move = annealing.annealing_move
 
     def adapt(path, states, keys, step, n_leapfrog):
@@ -250,10 +250,10 @@ def test_a_step_size_adapted_while_measuring_is_seen(monkeypatch):
 
     monkeypatch.setattr(annealing, "annealing_move", adapt)
     with pytest.raises(AssertionError):
-        test_a_chain_is_the_same_in_whatever_chunk_it_is_run()
+        test_chains_do_not_depend_on_the_chunk()
 
 
-def test_minimum_for_maximum_in_the_sum_of_exponentials_is_seen(monkeypatch):
+def test_log_mean_exp_shifted_by_the_minimum_is_detected(monkeypatch):
     log_w = jnp.float32([-500.0, -100.0])
     fake = Particles(jnp.zeros((2, 2)), log_w), {"acceptance": jnp.ones(1)}
     monkeypatch.setattr(bdmc, "annealed_particles", lambda *_, **__: fake)
@@ -277,14 +277,14 @@ def test_minimum_for_maximum_in_the_sum_of_exponentials_is_seen(monkeypatch):
     assert not np.isfinite(bounds()).any()
 
 
-# Both ways, in several dimensions
+# Forward and reverse chains, in several dimensions
 
 
 SIMULATED, CHAINS = 200, 8
 
 
 def high_dimensional(n_latent, shift, scale):
-    """Random W, b and s; q is off by `shift` posterior standard deviations, and by `scale`."""
+    """Return a random model; q is off by `shift` posterior standard deviations and by `scale`."""
     rng = np.random.default_rng(n_latent)
     n_data = n_latent * 3 // 2
     weight, bias = rng.normal(size=(n_data, n_latent)) / np.sqrt(n_latent), rng.normal(size=n_data)
@@ -297,8 +297,8 @@ def high_dimensional(n_latent, shift, scale):
 
 
 @eqx.filter_jit
-def errors_of_log_weights(model, keys, options):
-    """Log weights of chains both ways and of importance samples, less what they should be."""
+def log_weight_errors(model, keys, options):
+    """Return log weights of forward and reverse chains and importance samples, minus the truth."""
 
     def one(key):
         keys = jax.random.split(key, 4)
@@ -313,7 +313,7 @@ def errors_of_log_weights(model, keys, options):
 
 
 def simulate(model, key, n=SIMULATED, **options):
-    results = errors_of_log_weights(model, jax.random.split(key, n), options)
+    results = log_weight_errors(model, jax.random.split(key, n), options)
     return [np.float64(result) for result in results]
 
 
@@ -329,7 +329,7 @@ def test_both_bounds_agree_with_the_closed_form(n_latent, step_size):
     for shift, scale in ((1.0, 1.0), (0.0, 1 + 0.6 * off), (0.0, 1 - 0.35 * off)):
         model = high_dimensional(n_latent, shift, scale)
         forward, backward, importance = simulate(model, jax.random.key(7), **options)
-        for log_w in (forward, backward, importance):  # one weight of each example is independent
+        for log_w in (forward, backward, importance):  # means over an example are independent
             assert_mean(np.exp(log_w).mean(axis=1), 1.0, error_at_most=0.04)
         lower, upper, bound = (
             sign * (logsumexp(log_w, axis=1) - np.log(log_w.shape[1]))
@@ -347,12 +347,12 @@ def test_both_bounds_agree_with_the_closed_form(n_latent, step_size):
 
 
 def gap(log_w):
-    """E[-log w] of weights with E[w] = 1, which is used to take out most of the noise."""
+    """Return E[-log w] of weights with E[w] = 1, which serves as a control variate."""
     return (np.expm1(log_w) - log_w).mean()
 
 
 def rates():
-    """The slopes of log gap against log T of single chains, forward and backward."""
+    """Return the slopes of log gap against log T of single chains, forward and reverse."""
     temperatures, options = (4, 64), {"step_size": 0.5, "n_leapfrog": 3}
     model = wrong_q()
 
@@ -376,17 +376,17 @@ def rates():
 
 
 @pytest.mark.slow
-def test_both_gaps_fall_like_one_over_the_number_of_temperatures(monkeypatch):
+def test_both_gaps_decrease_as_one_over_the_number_of_temperatures(monkeypatch):
     assert rates() == pytest.approx([-1, -1], abs=0.1)
 
     def stay(path, states, keys, step, n_leapfrog):  # noqa: ARG001
         return states, jnp.ones(CHAINS)
 
     monkeypatch.setattr(annealing, "annealing_move", stay)
-    assert abs(rates()[0]) < 0.1  # strong enough: without moves nothing falls
+    assert abs(rates()[0]) < 0.1  # power: without moves the gap does not decrease
 
 
-# HMC itself
+# HMC
 
 
 def small_path():
@@ -396,7 +396,7 @@ def small_path():
 
 
 def flow(path, beta=0.6, step_size=0.4, n_leapfrog=3):
-    """(z, v) `[6]` -> where the leapfrog integrator takes them."""
+    """Return the map of (z, v) `[6]` by the leapfrog integrator."""
 
     def kinetic(v):
         return 0.5 * jnp.sum(v**2)
@@ -419,7 +419,7 @@ FLIP = jnp.float32([1, 1, 1, -1, -1, -1])
 
 
 @pytest.mark.slow
-def test_leapfrog_is_reversed_by_flipping_the_momentum_and_preserves_volume():
+def test_leapfrog_is_reversible_and_preserves_volume():
     go = flow(small_path())
     there = go(PHASE)
     assert np.abs(there - PHASE).max() > 0.5
@@ -428,7 +428,7 @@ def test_leapfrog_is_reversed_by_flipping_the_momentum_and_preserves_volume():
 
 
 @pytest.mark.slow
-def test_leapfrog_without_a_half_step_is_not_reversed(monkeypatch):
+def test_leapfrog_without_a_half_step_is_not_reversible(monkeypatch):
     missing_half_step(monkeypatch.setattr)
     go = flow(small_path())
     back = go(go(PHASE) * FLIP) * FLIP
@@ -436,7 +436,7 @@ def test_leapfrog_without_a_half_step_is_not_reversed(monkeypatch):
 
 
 def moves_from_the_posterior():
-    """Exact posterior draws and where one HMC move at beta = 1 takes them, standardised."""
+    """Return exact posterior draws before and after one HMC move at beta = 1, standardised."""
     model, n = wrong_q(), 20_000
     path = annealing_path(model, X, "posterior")
     z_keys, keys = annealing_chain_keys(jax.random.key(9), jnp.arange(n))
@@ -460,25 +460,25 @@ def test_hmc_leaves_the_exact_posterior_invariant_and_is_reversible():
     assert 0.5 < acceptance.mean() < 0.95
     for f in (lambda z: z[:, 0], lambda z: z[:, 1] ** 2, lambda z: z[:, 0] * z[:, 1]):
         assert_mean(f(after) - f(before), 0.0, error_at_most=0.03)
-        # Reversible: pairs are as likely in the one order as in the other.
+        # Reversible: each pair is as likely in either order.
         forwards, backwards = f(before) * after[:, 0] ** 3, f(after) * before[:, 0] ** 3
         assert_mean(forwards - backwards, 0.0, error_at_most=0.1)
-    assert np.corrcoef(before[:, 0], after[:, 0])[0, 1] < 0.7  # and it does move
+    assert np.corrcoef(before[:, 0], after[:, 0])[0, 1] < 0.7  # and the chains do move
 
 
 @pytest.mark.slow
-def test_a_move_that_accepts_everything_does_not_leave_it_invariant(monkeypatch):
+def test_accepting_every_move_breaks_invariance(monkeypatch):
     accept_everything(monkeypatch.setattr)
     before, after, _ = moves_from_the_posterior()
     shifts = after[:, 0] ** 2 - before[:, 0] ** 2, after[:, 1] ** 2 - before[:, 1] ** 2
     assert max(abs(distance(shift, 0.0)) for shift in shifts) > STRONG
 
 
-# Evaluations, digits, memory
+# Cost, precision, memory
 
 
 def count_calls(jaxpr, name):
-    """How often a primitive runs, with the lengths of the loops around it."""
+    """Count the executions of a primitive, loop iterations included."""
     total = 0
     for equation in jaxpr.eqns:
         total += equation.primitive.name == name
@@ -488,7 +488,7 @@ def count_calls(jaxpr, name):
     return total
 
 
-def test_the_encoder_runs_once_and_the_decoder_once_a_leapfrog_step():
+def test_encoder_runs_once_and_decoder_once_per_leapfrog_step():
     class Marked(LinearGaussian):
         def posterior(self, x):
             return super().posterior(jnp.sinh(x))
@@ -506,14 +506,14 @@ def test_the_encoder_runs_once_and_the_decoder_once_a_leapfrog_step():
 
 @pytest.fixture
 def full_compilation():
-    """For sums whose digits the optimisations of the compiler must not lose."""
+    """Enable compiler optimisations, which must not undo compensated sums."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
 
 
 def increments(n):
-    """As many weights as a chain of n temperatures adds, summing to about -550 nats."""
+    """Return n weight increments, as of a chain of n temperatures, summing to about -550 nats."""
     noise = 0.01 * np.random.default_rng(0).normal(size=(n, 3))
     return np.float32((-550 + noise) / n)
 
@@ -530,7 +530,7 @@ def add_up(terms):
 
 
 @pytest.mark.usefixtures("full_compilation")
-def test_ten_thousand_increments_lose_no_digit_in_float32(monkeypatch):
+def test_ten_thousand_increments_sum_accurately_in_float32(monkeypatch):
     terms = increments(10_000)
     exact = np.float64(terms).sum(axis=0)
     assert np.abs(add_up(terms) - exact).max() <= 0.5001 * np.spacing(np.float32(550))
@@ -544,7 +544,7 @@ def test_ten_thousand_increments_lose_no_digit_in_float32(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("full_compilation")
-def test_a_chain_of_ten_thousand_temperatures_agrees_with_float64():
+def test_chain_of_ten_thousand_temperatures_agrees_with_float64():
     model, x = wrong_q(), 8 * X  # log p(x) is about -100 nats
     betas = sigmoid_schedule(10_000)
     steps = annealing_steps(betas, 0.5, 1)
@@ -569,7 +569,7 @@ def test_a_chain_of_ten_thousand_temperatures_agrees_with_float64():
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_temperatures():
+def test_memory_does_not_grow_with_the_number_of_temperatures():
     model = wrong_q()
 
     def temporary_bytes(temperatures):
@@ -578,14 +578,14 @@ def test_memory_does_not_grow_with_the_temperatures():
         return run.lower(jax.random.key(0)).compile().memory_analysis().temp_size_in_bytes
 
     few, many = temporary_bytes(10), temporary_bytes(1000)
-    assert many - few < 1000 * 4 * 8  # what each temperature is, but not what any chain did there
+    assert many - few < 1000 * 4 * 8  # the temperatures, but not the states of the chains
 
 
-# Other models, and the whole of evaluation
+# Other models and evaluation
 
 
 @pytest.mark.slow
-def test_a_model_of_binary_data_with_two_layers_sums_to_one_over_all_data():
+def test_likelihoods_of_all_binary_examples_sum_to_one():
     model = VAE(3, (1, 1), ((3,), (2,)), key=jax.random.key(1))
     model = eqx.tree_at(lambda m: m.output.weight, model, replace_fn=lambda w: 6 * w)
     xs = np.array([[i & 1, i >> 1 & 1, i >> 2] for i in range(8)], np.float32)
@@ -604,7 +604,7 @@ def test_a_model_of_binary_data_with_two_layers_sums_to_one_over_all_data():
 
 
 @pytest.mark.slow
-def test_log_likelihoods_take_annealed_particles():
+def test_log_likelihoods_accept_annealed_particles():
     model = wrong_q()
     xs = np.stack([X, -X, 0 * X])
     sampler = partial(annealed_particles, **{**COARSE, "betas": linear_schedule(9)})
@@ -617,7 +617,7 @@ def test_log_likelihoods_take_annealed_particles():
 
 
 @pytest.mark.slow
-def test_tuned_step_sizes_reach_the_target_on_other_examples():
+def test_tuned_step_sizes_reach_the_target_on_held_out_examples():
     model = high_dimensional(10, 1.0, 1.2)
     options, target = {"betas": sigmoid_schedule(12), "n_leapfrog": 4}, 0.7
     draw = jax.jit(jax.vmap(lambda key: model.sample(key)[1]))
@@ -641,10 +641,10 @@ def test_tuned_step_sizes_reach_the_target_on_other_examples():
     assert reached.mean() == pytest.approx(target, abs=0.04)
 
 
-# Schedules and mistakes of users
+# Schedules and errors
 
 
-def test_schedules():
+def test_schedules_match_their_formulas():
     assert linear_schedule(5) == pytest.approx([0, 0.25, 0.5, 0.75, 1])
     t = np.arange(11)
     raw = expit(4 * (2 * t / 10 - 1))
@@ -656,31 +656,31 @@ def test_schedules():
     assert (np.diff(many) > 0).all()
 
 
-def unwell(**options):
+def invalid_call(**options):
     return lambda: annealed_particles(wrong_q(), X, jax.random.key(0), 2, **{**COARSE, **options})
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (unwell(betas=[0.0]), "at least two temperatures"),
-        (unwell(betas=[0.1, 1.0]), "go from 0.1 to 1; they must go from 0 to 1"),
-        (unwell(betas=[0.0, 0.5]), "go from 0 to 0.5"),
-        (unwell(betas=[0.0, 0.5, 0.5, 1.0]), "temperature 2 is 0.5 after 0.5"),
+        (invalid_call(betas=[0.0]), "at least two temperatures"),
+        (invalid_call(betas=[0.1, 1.0]), "go from 0.1 to 1; they must go from 0 to 1"),
+        (invalid_call(betas=[0.0, 0.5]), "go from 0 to 0.5"),
+        (invalid_call(betas=[0.0, 0.5, 0.5, 1.0]), "temperature 2 is 0.5 after 0.5"),
         (
-            unwell(step_size=[0.1, 0.1]),
+            invalid_call(step_size=[0.1, 0.1]),
             "for each temperature after the first, of which there are 3",
         ),
-        (unwell(step_size=0.0), "positive"),
-        (unwell(step_size=np.nan), "positive"),
-        (unwell(n_leapfrog=0), "n_leapfrog is 0"),
-        (unwell(start="middle"), "no start 'middle'; known: posterior, prior"),
-        (unwell(start="prior"), r"a method log_prior\(z\)"),
+        (invalid_call(step_size=0.0), "positive"),
+        (invalid_call(step_size=np.nan), "positive"),
+        (invalid_call(n_leapfrog=0), "n_leapfrog is 0"),
+        (invalid_call(start="middle"), "no start 'middle'; known: posterior, prior"),
+        (invalid_call(start="prior"), r"a method log_prior\(z\)"),
         (lambda: linear_schedule(1), "1 temperatures; a schedule needs at least two"),
         (lambda: sigmoid_schedule(5, delta=0.0), "delta is 0"),
     ],
 )
-def test_mistakes_are_user_errors(call, message):
+def test_invalid_arguments_raise_user_errors(call, message):
     with pytest.raises(UserError, match=message):
         call()
 
@@ -693,7 +693,7 @@ def test_mistakes_are_user_errors(call, message):
         ({"initial": -1.0}, "positive"),
     ],
 )
-def test_a_pilot_refuses_what_makes_no_sense(options, message):
+def test_tuning_rejects_invalid_options(options, message):
     usual = {"examples": np.asarray(X)[None], "betas": linear_schedule(3), "n_leapfrog": 2}
     with pytest.raises(UserError, match=message):
         tune_step_size(wrong_q(), key=jax.random.key(0), **(usual | options))

@@ -1,4 +1,4 @@
-"""Models of x given a label: exact against plain models, the whole way, and as a classifier."""
+"""Conditional models: densities given a label, classification, and runs end to end."""
 
 import json
 import math
@@ -74,8 +74,8 @@ def example(y, seed=0):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_label_is_one_more_input_of_the_first_layer_of_every_network(name):
-    """The same weights as a matrix of d + C rows give the same numbers."""
+def test_label_is_an_input_of_the_first_layer_of_every_network(name):
+    """Given a label, only the biases of first layers and the prior change."""
     model = perturbed(make(**KINDS[name]))
     given, blank = model.given(label(1)), LabelPrior(jnp.zeros((2, 2)))
     before, after = (
@@ -102,7 +102,7 @@ def is_none(node):
     return node is None
 
 
-def test_the_label_chooses_the_bias_and_the_prior():
+def test_label_selects_the_bias_and_the_prior():
     model = perturbed(make())
     for y in range(C):
         given = model.given(label(y))
@@ -113,7 +113,7 @@ def test_the_label_chooses_the_bias_and_the_prior():
         np.testing.assert_allclose(given.prior().variance, np.exp(2 * model.tops[y, 1]), rtol=1e-5)
 
 
-def test_it_starts_as_the_model_without_labels():
+def test_conditional_model_starts_as_the_unconditional_one():
     model, plain = make(), vae()
     for y in range(C):
         x, z = example(y)[:D], (jnp.float32([0.3, -1.2]),)
@@ -125,13 +125,13 @@ def test_it_starts_as_the_model_without_labels():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["two layers", "conv"])
-def test_it_keeps_the_contract(name):
+def test_conditional_model_satisfies_the_contract(name):
     model = perturbed(make(**KINDS[name]), size=0.3)
     check_latent_model(model, example(2), jax.random.key(1), draws=2000)
 
 
 @pytest.mark.parametrize("learned_prior", quick([False, True], True))
-def test_a_gradient_reaches_every_parameter_but_the_frequencies(learned_prior):
+def test_gradient_reaches_every_parameter_but_the_frequencies(learned_prior):
     model = perturbed(make(learned_prior, **KINDS["two layers"]))
     objective = bound(iwae, k=2)
 
@@ -144,15 +144,15 @@ def test_a_gradient_reaches_every_parameter_but_the_frequencies(learned_prior):
         return jax.vmap(one)(xs, keys).sum()
 
     gradient = eqx.filter_jit(eqx.filter_grad(loss))(model)
-    still = [
+    without_gradient = [
         jax.tree_util.keystr(at)
         for at, leaf in jax.tree_util.tree_leaves_with_path(gradient)
         if not leaf.any()
     ]
-    assert still == [".frequencies"]
+    assert without_gradient == [".frequencies"]
 
 
-def test_labels_are_drawn_as_often_as_they_are():
+def test_labels_are_drawn_with_their_frequencies():
     model = ConditionalVAE(vae(), C, frequencies=np.array([0.5, 0.0, 0.5]))
     draws = jax.jit(jax.vmap(model.sample))(jax.random.split(jax.random.key(0), 2000))[1]
     shares = np.asarray(draws[:, D:]).mean(axis=0)
@@ -161,16 +161,16 @@ def test_labels_are_drawn_as_often_as_they_are():
 
 
 @pytest.mark.parametrize("learned_prior", [False, True])
-def test_a_conditional_model_comes_back_bit_for_bit(learned_prior, tmp_path):
+def test_saved_conditional_model_loads_bit_for_bit(learned_prior, tmp_path):
     model = perturbed_conditional(make(learned_prior, **KINDS["conv"]))
     save_model(model, tmp_path)
-    found = load_model(tmp_path)
-    assert jax.tree.structure(found) == jax.tree.structure(model)
-    assert small.bits(found) == small.bits(model)
+    result = load_model(tmp_path)
+    assert jax.tree.structure(result) == jax.tree.structure(model)
+    assert small.bits(result) == small.bits(model)
 
 
 @pytest.mark.parametrize("labels", [{"n_classes": 1}, {"n_classes": 10**12}, {"a": 1}, 3, []])
-def test_a_description_of_labels_that_are_none_is_refused(labels, tmp_path):
+def test_invalid_label_descriptions_are_rejected(labels, tmp_path):
     save_model(make(), tmp_path)
     description = json.loads((tmp_path / "model.json").read_text())
     description["architecture"]["labels"] = labels
@@ -179,7 +179,7 @@ def test_a_description_of_labels_that_are_none_is_refused(labels, tmp_path):
         load_model(tmp_path)
 
 
-def test_an_example_has_its_label_after_it_and_is_taken_apart_again():
+def test_label_is_appended_to_an_example_and_split_off_again():
     rows = np.arange(3 * D, dtype=np.float32).reshape(3, D)
     examples = conditional_examples(rows, np.array([2, 0, 1]), C)
     np.testing.assert_array_equal(examples[:, :D], rows)
@@ -191,10 +191,10 @@ def test_an_example_has_its_label_after_it_and_is_taken_apart_again():
         assert small.bits(given) == small.bits(model.given(label(y)))
 
 
-# --- measuring --------------------------------------------------------------------------------
+# --- evaluation -------------------------------------------------------------------------------
 
 
-def test_likelihoods_are_those_of_the_models_given_the_labels():
+def test_class_log_likelihoods_match_the_models_given_the_labels():
     model = perturbed(make(), size=0.5)
     x = np.random.default_rng(0).integers(0, 2, (5, D)).astype(np.float32)
     scores = class_log_likelihoods(model, x, jax.random.key(3), k=7)
@@ -206,7 +206,7 @@ def test_likelihoods_are_those_of_the_models_given_the_labels():
 
 
 @pytest.mark.slow
-def test_a_density_is_that_under_any_label():
+def test_marginal_density_averages_over_labels():
     shares = np.array([0.6, 0.3, 0.1])
     plain = VAE(1, (2,), ((5,),), observation="gaussian", key=jax.random.key(0))
     model = perturbed_conditional(ConditionalVAE(plain, C, frequencies=shares), size=0.5)
@@ -219,7 +219,7 @@ def test_a_density_is_that_under_any_label():
     np.testing.assert_allclose(marginal_scores(model, points, k=20), expected, rtol=1e-5)
 
 
-def test_labels_have_the_probabilities_of_bayes_rule():
+def test_label_probabilities_follow_bayes_rule():
     scores = np.array([[-3.0, -2.0, -9.0], [-1000.0, -1000.0, -900.0]])
     frequencies = np.array([0.5, 0.25, 0.25])
     joint = scores + np.log(frequencies)
@@ -235,12 +235,12 @@ def test_active_units_are_counted_given_the_labels():
     model = perturbed(make(learned_prior=False), size=0.5)
     rows = np.random.default_rng(0).integers(0, 2, (30, D)).astype(np.float32)
     both = conditional_examples(rows, np.arange(30) % 2, C)
-    found = active_units(model, both, jax.random.key(0)).variances[0]
+    result = active_units(model, both, jax.random.key(0)).variances[0]
     means = [model.encode(jnp.asarray(row)).mean for row in both]
-    np.testing.assert_allclose(found, np.var(means, axis=0), rtol=1e-3)
+    np.testing.assert_allclose(result, np.var(means, axis=0), rtol=1e-3)
 
 
-def test_mistakes_are_user_errors():
+def test_invalid_arguments_raise_user_errors():
     with pytest.raises(UserError, match="at least two classes, not 1"):
         ConditionalVAE(vae(), 1)
     with pytest.raises(UserError, match=r"frequencies has shape \(2,\), not \(3,\)"):
@@ -263,7 +263,7 @@ def test_mistakes_are_user_errors():
         class_log_likelihoods(make(), np.zeros((2, D + C)), jax.random.key(0), k=2)
 
 
-GIVEN = {
+OBJECTIVES = {
     "elbo-analytic": Declaration("elbo-analytic", 2),
     "gdreg": Declaration("iwae", 2, "gdreg"),
     "aiwae": Declaration("aiwae", 2, temperatures=2, leapfrog=1),  # its encoder: elbo-analytic
@@ -272,9 +272,9 @@ GIVEN = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", GIVEN)
-def test_objectives_of_a_vae_are_validated_and_looked_at_given_the_labels(name):
-    objective = build_objective(GIVEN[name], layers=1)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_vae_objectives_are_evaluated_given_the_labels(name):
+    objective = build_objective(OBJECTIVES[name], layers=1)
     model, settings = perturbed_conditional(make()), Settings(objective, adam(), batch_size=3)
     rows = np.random.default_rng(0).integers(0, 2, (6, D)).astype(np.float32)
 
@@ -285,16 +285,18 @@ def test_objectives_of_a_vae_are_validated_and_looked_at_given_the_labels(name):
     labelled = conditional_examples(rows, np.ones(6, int), C)
     assert validated(model, labelled) == pytest.approx(validated(model.given(label(1)), rows))
     draw, key = gradient_signal_sample(objective), jax.random.key(1)
-    ours = draw(model, jnp.asarray(labelled), key)
-    its = draw(model.given(label(1)), jnp.asarray(rows), jax.random.clone(key))
-    np.testing.assert_allclose(ours.vae.output.weight, its.output.weight, rtol=1e-4, atol=1e-6)
+    conditional = draw(model, jnp.asarray(labelled), key)
+    plain = draw(model.given(label(1)), jnp.asarray(rows), jax.random.clone(key))
+    np.testing.assert_allclose(
+        conditional.vae.output.weight, plain.output.weight, rtol=1e-4, atol=1e-6
+    )
 
 
-# --- the whole way ----------------------------------------------------------------------------
+# --- end to end -------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_conditional_run_is_trained_measured_drawn_and_classifies(tmp_path):
+def test_conditional_run_trains_evaluates_draws_and_classifies(tmp_path):
     run = tmp_path / "run"
     options = two_halves(tmp_path / "halves.npz")
     small.train_in(run, **options, label_prior=True)
@@ -312,18 +314,18 @@ def test_a_conditional_run_is_trained_measured_drawn_and_classifies(tmp_path):
     drawn = {path.stem for path in draw_gallery(run)}
     assert {"samples", "samples_of_classes", "reconstructions", "filters_last_layer"} <= drawn
     scores = class_log_likelihoods(model, data.test[:, :16], jax.random.key(1), k=20)
-    found = label_log_probabilities(scores, np.asarray(model.frequencies)).argmax(axis=1)
-    assert (found == data.labels("test")).mean() > 0.9
+    result = label_log_probabilities(scores, np.asarray(model.frequencies)).argmax(axis=1)
+    assert (result == data.labels("test")).mean() > 0.9
     with pytest.raises(UserError, match="gradients of such models are not measured"):
         gradients_run(run)
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "message"),
     [
         ({"label_prior": True}, "label_prior needs conditional"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(values, words):
-    with pytest.raises(UserError, match=words):
+def test_invalid_config_values_are_rejected(values, message):
+    with pytest.raises(UserError, match=message):
         make_config(values, "here")

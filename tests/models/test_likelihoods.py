@@ -1,4 +1,4 @@
-"""Each kind of data has the density, the draws and the first output that it should."""
+"""Likelihoods of each kind of data: densities, draws, initial outputs and encoder inputs."""
 
 from functools import cache
 
@@ -43,7 +43,7 @@ def test_bernoulli_density_and_gradient_are_finite_at_any_logit(size, x):
     assert gradient == pytest.approx(x - expit(np.float64(logits)), abs=1e-6)
 
 
-def test_bernoulli_draws_are_float32_with_the_right_means():
+def test_bernoulli_draws_are_float32_with_the_expected_means():
     p = observation("bernoulli", 2).distribution(jnp.float32([-1.5, 2.0]))
     draws = jax.jit(jax.vmap(p.sample))(jax.random.split(jax.random.key(0), 4000))
     assert draws.dtype == jnp.float32
@@ -52,20 +52,20 @@ def test_bernoulli_draws_are_float32_with_the_right_means():
         assert_mean(column, expit(logits), error_at_most=0.01)
 
 
-def test_the_first_bernoulli_output_is_the_logit_of_the_clipped_means():
+def test_initial_bernoulli_output_is_the_logit_of_the_clipped_means():
     mean = np.array([0.0, 0.0005, 0.13, 0.5, 1.0])
     output = observation("bernoulli", 5).initial_output(mean[None])
     assert output == pytest.approx(logit(np.clip(mean, MEAN_CLIP, 1 - MEAN_CLIP)))
     assert MEAN_CLIP == 0.001
 
 
-def test_the_first_gaussian_output_is_the_mean_and_the_log_of_the_floored_scale():
+def test_initial_gaussian_output_is_the_mean_and_the_log_floored_scale():
     rows = np.array([[0.5, -2.0], [1.5, -2.0]])
     output = observation("gaussian", 2).initial_output(rows)
     assert output == pytest.approx([1.0, -2.0, np.log(0.5), np.log(1e-3)])
 
 
-def test_an_unknown_observation_lists_the_known_ones():
+def test_unknown_observation_error_lists_the_known_ones():
     with pytest.raises(UserError, match="no observation 'weibull'; known: bernoulli, gaussian"):
         observation("weibull", 1)
 
@@ -81,8 +81,8 @@ def log_difference(log_a, log_b):
     return log_a + np.log1p(-np.exp(log_b - log_a))
 
 
-def in_bin(family, x, loc, scale):
-    """The log probability of a level, from the tails of a SciPy distribution on [-1, 1]."""
+def bin_log_prob(family, x, loc, scale):
+    """Return the log probability of a level from the tails of a SciPy distribution on [-1, 1]."""
     lower, upper = (((x + half) / 127.5 - 1 - loc) / scale for half in (-0.5, 0.5))
     if x == 0:
         return family.logcdf(upper)
@@ -93,38 +93,38 @@ def in_bin(family, x, loc, scale):
     return log_difference(family.logcdf(upper), family.logcdf(lower))
 
 
-def of_gaussian(o, x):
+def gaussian_log_prob(o, x):
     return norm.logpdf(x, o[0], np.exp(o[1]))
 
 
-def of_mixture(o, x):
+def mixture_log_prob(o, x):
     weights, loc, scale = log_softmax(o[:2]), o[2:4], np.exp(o[4:])
-    each = [in_bin(logistic, x, *pair) for pair in zip(loc, scale, strict=True)]
+    each = [bin_log_prob(logistic, x, *pair) for pair in zip(loc, scale, strict=True)]
     return logsumexp(weights + each)
 
 
-def of_negative_binomial(o, x):
-    """That of `scipy.stats.nbinom`, which loses digits where the mean is small."""
+def negative_binomial_log_prob(o, x):
+    """Return the log pmf of `scipy.stats.nbinom`, which loses precision for small means."""
     r, log_odds = np.exp(o[1]), o[0] - o[1]
     ways = gammaln(x + r) - gammaln(r) - gammaln(x + 1)
     return ways - r * np.logaddexp(0, log_odds) - x * np.logaddexp(0, -log_odds)
 
 
-def test_the_reference_is_the_negative_binomial_of_scipy():
+def test_reference_negative_binomial_matches_scipy():
     expected = nbinom.logpmf(4, np.exp(0.5), 1 / (1 + np.exp(1.0 - 0.5)))
-    assert of_negative_binomial([1.0, 0.5], 4) == pytest.approx(expected)
+    assert negative_binomial_log_prob([1.0, 0.5], 4) == pytest.approx(expected)
 
 
 SCIPY = {
     "bernoulli": lambda o, x: bernoulli.logpmf(x, expit(o[0])),
-    "gaussian": of_gaussian,
-    "gaussian-shared": of_gaussian,
+    "gaussian": gaussian_log_prob,
+    "gaussian-shared": gaussian_log_prob,
     "gaussian-fixed": lambda o, x: norm.logpdf(x, o[0], 0.3),
-    "logistic-mixture": of_mixture,
-    "discretised-gaussian": lambda o, x: in_bin(norm, x, o[0], np.exp(o[1])),
+    "logistic-mixture": mixture_log_prob,
+    "discretised-gaussian": lambda o, x: bin_log_prob(norm, x, o[0], np.exp(o[1])),
     "categorical": lambda o, x: log_softmax(o)[int(x)],
     "poisson": lambda o, x: poisson.logpmf(x, np.exp(o[0])),
-    "negative-binomial": of_negative_binomial,
+    "negative-binomial": negative_binomial_log_prob,
 }
 """log p(x) of one dimension, given its outputs."""
 
@@ -144,7 +144,7 @@ CASES = {
         ([0.3, -0.4, -0.5, 0.4, -3.0, -1.0], 70),
         ([0.3, -0.4, -0.9, 0.4, -3.0, -1.0], 0),
         ([0.3, -0.4, -0.5, 1.2, -2.0, -1.0], 255),
-        ([0.0, 9.0, 0.9, 0.99, -6.5, -6.0], 3),  # 240 levels off, at the sharpest
+        ([0.0, 9.0, 0.9, 0.99, -6.5, -6.0], 3),  # 240 levels off, at the smallest scale
         ([0.0, 0.0, 50.0, -1e3, -2.0, -6.0], 128),
         ([0.0, 0.0, 0.0, 0.1, 8.0, 9.0], 128),  # nearly uniform
     ],
@@ -152,12 +152,12 @@ CASES = {
         ([0.1, -2.0], 200),
         ([0.1, -6.5], 141),
         ([0.1, -6.5], 140),  # within a level of the middle
-        ([0.1, -6.5], 3),  # many thousand nats away
+        ([0.1, -6.5], 3),  # thousands of nats below the mode
         ([0.9, -5.0], 0),
         ([-0.9, -5.0], 255),
         ([0.2, 0.0], 0),
         ([30.0, -6.0], 128),
-        ([-0.3, 6.0], 90),  # as wide as can be
+        ([-0.3, 6.0], 90),  # nearly flat
     ],
     "categorical": [([0.1, 2.0, -1.0], 2), ([1e4, 0.0, -1e4], 2)],
     "poisson": [([1.0], 0), ([1.0], 4), ([-20.0], 3), ([13.8], 1_000_000), ([8.0], 0), ([16.0], 2)],
@@ -165,7 +165,7 @@ CASES = {
         ([1.0, 0.5], 0),
         ([1.0, 0.5], 4),
         ([3.0, -7.0], 9),  # nearly all are zero
-        ([5.0, 14.0], 131),  # as good as Poisson
+        ([5.0, 14.0], 131),  # nearly Poisson
         ([13.8, 2.0], 1_000_000),
         ([-20.0, 1.0], 3),
         ([13.0, 1.0], 2),
@@ -183,26 +183,26 @@ def test_every_kind_is_tested():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_density_and_gradient_are_those_of_scipy(name):
-    what = observation(kind_of(name), 1)
-    score = jax.jit(jax.value_and_grad(lambda o, x: what.distribution(o).log_prob(x)))
+def test_density_and_gradient_match_scipy(name):
+    likelihood = observation(kind_of(name), 1)
+    score = jax.jit(jax.value_and_grad(lambda o, x: likelihood.distribution(o).log_prob(x)))
     for given, x in CASES[name]:
         outputs = np.float64(np.float32(given))
-        assert len(outputs) == what.n_outputs + what.n_free
+        assert len(outputs) == likelihood.n_outputs + likelihood.n_free
         value, gradient = score(jnp.float32(outputs), jnp.full(1, x, jnp.float32))
         expected = SCIPY[name](outputs, x)
         steps = 1e-5 * np.eye(len(outputs))
         above, below = ([SCIPY[name](outputs + sign * h, x) for h in steps] for sign in (1, -1))
         slopes = (np.array(above) - below) / 2e-5
-        size = np.abs(slopes).max()  # what a rounded output or level can change
+        size = np.abs(slopes).max()  # effect of rounding an output or a level
         assert value == pytest.approx(expected, rel=2e-6, abs=3e-6 + 3e-7 * size)
         assert gradient == pytest.approx(slopes, rel=2e-3, abs=2e-4 * (1 + size))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_no_output_makes_a_density_or_gradient_that_is_no_number(name):
-    what = observation(kind_of(name), 1)
-    score = jax.jit(jax.value_and_grad(lambda o, x: what.distribution(o).log_prob(x)))
+def test_density_and_gradient_are_finite_for_any_output(name):
+    likelihood = observation(kind_of(name), 1)
+    score = jax.jit(jax.value_and_grad(lambda o, x: likelihood.distribution(o).log_prob(x)))
     legal = [
         x
         for x in (0, 1, 2, 128, 255, 2**24)
@@ -211,7 +211,9 @@ def test_no_output_makes_a_density_or_gradient_that_is_no_number(name):
     rng = np.random.default_rng(0)
     for size in (0.0, 1.0, 20.0, 300.0):
         for _ in range(4):
-            outputs = jnp.float32(size * rng.choice([-1, 0, 1], what.n_outputs + what.n_free))
+            outputs = jnp.float32(
+                size * rng.choice([-1, 0, 1], likelihood.n_outputs + likelihood.n_free)
+            )
             for x in legal:
                 if name.startswith("gaussian") and size == 300:
                     continue  # exp(300) is beyond float32
@@ -223,7 +225,7 @@ def test_no_output_makes_a_density_or_gradient_that_is_no_number(name):
 @pytest.mark.parametrize("name", ["logistic-mixture", "discretised-gaussian"])
 @pytest.mark.parametrize("log_scale", [-9.0, -3.0, 5.0])
 @pytest.mark.parametrize("loc", [-3.0, 0.3, 0.999])
-def test_256_probabilities_sum_to_one(name, loc, log_scale):
+def test_probabilities_of_256_levels_sum_to_one(name, loc, log_scale):
     outputs = {
         "logistic-mixture": [0.0, 1.0, loc, -loc, log_scale, -2.0],
         "discretised-gaussian": [loc, log_scale],
@@ -241,14 +243,14 @@ def log_probs(name, outputs, count):
 
 @cache
 def log_probs_of(name):
-    what = observation(kind_of(name), 1)
-    return jax.jit(lambda outputs, x: jax.vmap(what.distribution(outputs).log_prob)(x))
+    likelihood = observation(kind_of(name), 1)
+    return jax.jit(lambda outputs, x: jax.vmap(likelihood.distribution(outputs).log_prob)(x))
 
 
 @cache
 def mean_of(name):
-    what = observation(kind_of(name), 1)
-    return jax.jit(lambda outputs: what.distribution(outputs).mean)
+    likelihood = observation(kind_of(name), 1)
+    return jax.jit(lambda outputs: likelihood.distribution(outputs).mean)
 
 
 DRAWN = {
@@ -269,8 +271,8 @@ def drawn(p):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWN)
-def test_draws_follow_the_probabilities(name):
-    """Chi-square; a false alarm once in a million, and an output off by 0.3 is seen."""
+def test_discrete_draws_follow_the_probabilities(name):
+    """Chi-square test: a false alarm once in a million; detects an output off by 0.3."""
     p = observation(kind_of(name), 1).distribution(jnp.float32(DRAWN[name]))
     draws = drawn(p)[:, 0]
     assert draws.dtype == np.float32
@@ -279,16 +281,16 @@ def test_draws_follow_the_probabilities(name):
 
     def p_value(outputs):
         probs = np.exp(np.float64(log_probs(name, outputs, VALUES_OF.get(name, 256))))
-        seen = np.bincount(draws.astype(int), minlength=len(probs))
+        counts = np.bincount(draws.astype(int), minlength=len(probs))
         order = np.argsort(probs)
         rare = order[np.cumsum(probs[order]) * N < 10]
         often = np.setdiff1d(np.arange(len(probs)), rare)
         expected = np.append(probs[often], 1 - probs[often].sum()) * N
-        found = np.append(seen[often], N - seen[often].sum())
+        observed = np.append(counts[often], N - counts[often].sum())
         keep = expected > 1e-3
-        assert found[~keep].sum() == 0
+        assert observed[~keep].sum() == 0
         return chisquare(
-            found[keep], expected[keep] * found[keep].sum() / expected[keep].sum()
+            observed[keep], expected[keep] * observed[keep].sum() / expected[keep].sum()
         ).pvalue
 
     assert p_value(DRAWN[name]) > 1e-6
@@ -296,7 +298,7 @@ def test_draws_follow_the_probabilities(name):
 
 
 @pytest.mark.parametrize("name", ["gaussian", "gaussian-shared", "gaussian-fixed"])
-def test_draws_of_real_values_follow_the_density(name):
+def test_continuous_draws_follow_the_density(name):
     outputs = [0.4, np.log(0.3)][: 1 + (name != "gaussian-fixed")]
     p = observation(kind_of(name), 1).distribution(jnp.float32(outputs))
     draws = drawn(p)[:, 0]
@@ -304,7 +306,7 @@ def test_draws_of_real_values_follow_the_density(name):
     assert kstest(draws, norm(0.4, 0.33).cdf).pvalue < 1e-6
 
 
-def test_counts_have_the_right_moments_and_means():
+def test_count_draws_have_the_expected_moments():
     for name, outputs, variance in (
         ("poisson", [3.0], np.exp(3.0)),
         ("negative-binomial", [3.0, 1.0], np.exp(3.0) + np.exp(6.0 - 1.0)),
@@ -319,17 +321,19 @@ def test_counts_have_the_right_moments_and_means():
 # --- floors ---------------------------------------------------------------------------------
 
 
-def test_a_learned_scale_has_a_floor_that_changes_nothing_above_it():
+def test_learned_scale_has_a_floor_and_is_unchanged_above_it():
     for name in ("gaussian", "gaussian-shared"):
-        what = observation(name, 1)
+        likelihood = observation(name, 1)
 
-        def score(log_scale, what=what):
-            return what.distribution(jnp.stack([jnp.float32(0), log_scale])).log_prob(jnp.zeros(1))
+        def score(log_scale, likelihood=likelihood):
+            return likelihood.distribution(jnp.stack([jnp.float32(0), log_scale])).log_prob(
+                jnp.zeros(1)
+            )
 
         below, slope = jax.jit(jax.value_and_grad(score))(jnp.float32(-50))
         assert below == pytest.approx(norm.logpdf(0, 0, LEAST_SCALE), rel=1e-5)
         assert slope == pytest.approx(-1)
-        above = what.distribution(jnp.float32([0, -9.1])).base_dist.scale
+        above = likelihood.distribution(jnp.float32([0, -9.1])).base_dist.scale
         assert above == jnp.exp(jnp.float32(-9.1))
     assert LEAST_SCALE == 1e-4
     sharp = [log_probs("discretised-gaussian", [0.1, s], 256) for s in (LEAST_LOG_SCALE, -30.0)]
@@ -341,7 +345,7 @@ def test_a_learned_scale_has_a_floor_that_changes_nothing_above_it():
     assert few[0] == pytest.approx(few[1])
 
 
-# --- the best constant ----------------------------------------------------------------------
+# --- initial outputs ------------------------------------------------------------------------
 
 
 def rows_of(name, n=400):
@@ -365,16 +369,16 @@ def rows_of(name, n=400):
 
 
 def constant_model(name, rows):
-    """A model whose decoder says the same whatever z is."""
+    """Return a model whose decoder output does not depend on z."""
     kind, d = kind_of(name), rows.shape[1]
-    what = observation(kind, d)
+    likelihood = observation(kind, d)
     model = VAE(
         d,
         (2,),
         ((3,),),
         observation=kind,
-        output_bias=what.initial_output(rows),
-        statistics=what.encoding.statistics(rows) if what.encoding else None,
+        output_bias=likelihood.initial_output(rows),
+        statistics=likelihood.encoding.statistics(rows) if likelihood.encoding else None,
         key=jax.random.key(0),
     )
     return eqx.tree_at(lambda m: m.output.weight, model, jnp.zeros_like(model.output.weight))
@@ -388,10 +392,10 @@ def constant_score(name, rows):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCIPY)
-def test_without_weights_the_model_is_the_best_constant(name):
+def test_initial_output_is_the_best_constant(name):
     rows = rows_of(name)
-    what, best = observation(kind_of(name), 2), 0.0
-    start = np.float64(what.initial_output(rows)).reshape(-1, 2)
+    likelihood, best = observation(kind_of(name), 2), 0.0
+    start = np.float64(likelihood.initial_output(rows)).reshape(-1, 2)
     for outputs, column in zip(start.T, rows.T, strict=True):
         values, counts = np.unique(column, return_counts=True)
 
@@ -402,18 +406,18 @@ def test_without_weights_the_model_is_the_best_constant(name):
     assert constant_score(name, rows) == pytest.approx(best, abs=5e-4)
 
 
-def test_a_table_scores_as_its_columns_do():
+def test_table_likelihood_is_the_sum_over_its_columns():
     rows = rows_of("table")
     alone = 0.0
-    for words, column in zip(COLUMNS, rows.T, strict=True):
-        name = words.partition(":")[0]
-        what = observation(kind_of(name), 1)
-        p = what.distribution(jnp.float32(what.initial_output(column[:, None])))
+    for kind, column in zip(COLUMNS, rows.T, strict=True):
+        name = kind.partition(":")[0]
+        likelihood = observation(kind_of(name), 1)
+        p = likelihood.distribution(jnp.float32(likelihood.initial_output(column[:, None])))
         alone += np.float64(jax.jit(jax.vmap(p.log_prob))(column[:, None])).mean()
     assert constant_score("table", rows) == pytest.approx(alone, rel=1e-5)
 
 
-def test_a_table_draws_each_column_by_its_kind():
+def test_table_draws_each_column_from_its_kind():
     rows = rows_of("table")
     model = constant_model("table", rows)
     draws = np.asarray(
@@ -429,38 +433,38 @@ def test_a_table_draws_each_column_by_its_kind():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-def test_columns_that_are_constant_start_somewhere(name):
+def test_constant_columns_have_a_finite_initial_output(name):
     columns = {"columns": ("gaussian", "poisson")} if name == "table" else PARAMETERS.get(name, {})
     kind = make_kind(name, **columns)
     outputs = observation(kind, 2).initial_output(np.zeros((30, 2), np.float32))
     assert np.isfinite(outputs).all()
 
 
-# --- what the encoder sees ------------------------------------------------------------------
+# --- encoder inputs -------------------------------------------------------------------------
 
 
-def seen(name, rows):
+def encoder_inputs(name, rows):
     encoding = observation(kind_of(name), rows.shape[1]).encoding
     statistics = jnp.float32(encoding.statistics(rows))
     assert statistics.shape == (encoding.n_statistics,)
-    found = jax.jit(jax.vmap(encoding.transform, (0, None)))(jnp.asarray(rows), statistics)
-    assert found.shape == (len(rows), encoding.n_inputs)
-    return np.asarray(found)
+    result = jax.jit(jax.vmap(encoding.transform, (0, None)))(jnp.asarray(rows), statistics)
+    assert result.shape == (len(rows), encoding.n_inputs)
+    return np.asarray(result)
 
 
-def test_the_encoder_sees_numbers_of_size_one():
+def test_encoder_inputs_are_standardised():
     assert observation("gaussian", 3).encoding is observation("bernoulli", 3).encoding is None
-    levels = seen("logistic-mixture", np.float32([[0, 255, 127.5]]))
+    levels = encoder_inputs("logistic-mixture", np.float32([[0, 255, 127.5]]))
     assert levels == pytest.approx(np.array([[-1, 1, 0]]))
-    counts = seen("poisson", rows_of("poisson"))
+    counts = encoder_inputs("poisson", rows_of("poisson"))
     assert counts.mean(axis=0) == pytest.approx(0, abs=1e-5)
     assert counts.std(axis=0) == pytest.approx(1, rel=1e-5)
-    categories = seen("categorical", np.float32([[0, 2], [1, 1]]))
+    categories = encoder_inputs("categorical", np.float32([[0, 2], [1, 1]]))
     assert categories.tolist() == [[1, 0, 0, 0, 0, 1], [0, 0, 1, 1, 0, 0]]
-    assert seen("table", rows_of("table")).shape == (400, 8)
+    assert encoder_inputs("table", rows_of("table")).shape == (400, 8)
 
 
-def test_statistics_are_no_parameters_and_the_shared_scale_is_one():
+def test_statistics_are_not_trained_but_the_shared_scale_is():
     rows = rows_of("poisson")
 
     def gradient(name, rows):

@@ -1,4 +1,4 @@
-"""Convolutions against SciPy, shapes of every size, and models with each network."""
+"""Networks: convolutions against SciPy, image sizes, saved models and user-defined modules."""
 
 from typing import get_args
 
@@ -53,8 +53,8 @@ def make(network, latent=(3,), hidden=((5,),), seed=0, **options):
 # --- layers -----------------------------------------------------------------------------------
 
 
-def correlated(image, weight):
-    """The cross-correlation of an image and weights where all are inside, `[h, w, c_out]`."""
+def cross_correlation(image, weight):
+    """Return the valid cross-correlation of an image with the weights, `[h, w, c_out]`."""
     image, weight = np.float64(image), np.float64(weight)
     return np.stack(
         [
@@ -78,13 +78,13 @@ def layer_and_image(layer, h, w):
 
 
 @eqx.filter_jit
-def of(layer, image):
+def apply(layer, image):
     return layer(image)
 
 
 @eqx.filter_jit
-def transpose_of(layer, like, image):
-    """The transpose of a layer without a bias, which takes images like this one."""
+def apply_transpose(layer, like, image):
+    """Apply the transpose of a layer without bias; `like` is an input of the layer."""
     return jax.linear_transpose(layer, like)(image)[0]
 
 
@@ -92,59 +92,59 @@ SIZES = quick_rows([(8, 8), (7, 4), (1, 5), (2, 2)], 1, 2)
 
 
 @pytest.mark.parametrize(("h", "w"), SIZES)
-def test_a_convolution_is_that_of_scipy(h, w):
+def test_convolution_matches_scipy(h, w):
     layer, image = layer_and_image(Convolution, h, w)
-    expected = correlated(padded(image), layer.weight) + np.asarray(layer.bias)
+    expected = cross_correlation(padded(image), layer.weight) + np.asarray(layer.bias)
     np.testing.assert_allclose(layer(image), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("h", "w"), SIZES)
-def test_a_halving_is_every_second_pixel_of_one(h, w):
+def test_halving_is_a_convolution_of_stride_two(h, w):
     layer, image = layer_and_image(Halving, h, w)
-    whole = correlated(padded(image, (1 + h % 2, 1 + w % 2)), layer.weight)
-    expected = whole[::2, ::2] + np.asarray(layer.bias)
+    full = cross_correlation(padded(image, (1 + h % 2, 1 + w % 2)), layer.weight)
+    expected = full[::2, ::2] + np.asarray(layer.bias)
     assert expected.shape[:2] == (-(-h // 2), -(-w // 2))
-    np.testing.assert_allclose(of(layer, image), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(apply(layer, image), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("h", "w"), SIZES)
-def test_a_doubling_is_one_of_the_image_with_zeros_between(h, w):
+def test_doubling_convolves_the_image_interleaved_with_zeros(h, w):
     layer, image = layer_and_image(Doubling, h, w)
     between = np.zeros((2 * h + 3, 2 * w + 3, 2))
     between[2 : 2 * h + 2 : 2, 2 : 2 * w + 2 : 2] = image
-    expected = correlated(between, layer.weight) + np.asarray(layer.bias)
-    np.testing.assert_allclose(of(layer, image), expected, rtol=1e-4, atol=1e-5)
+    expected = cross_correlation(between, layer.weight) + np.asarray(layer.bias)
+    np.testing.assert_allclose(apply(layer, image), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_doubling_is_the_transpose_of_a_halving():
+def test_doubling_is_the_transpose_of_halving():
     halving, _ = layer_and_image(Halving, 6, 8)
     halving = eqx.tree_at(lambda f: f.bias, halving, jnp.zeros(3))
     doubling = Doubling(3, 2, use_bias=False, key=jax.random.key(0))
     turned = halving.weight[::-1, ::-1].transpose(0, 1, 3, 2)
     doubling = eqx.tree_at(lambda f: f.weight, doubling, turned)
     image = np.ones((3, 4, 3), np.float32)
-    transposed = transpose_of(halving, np.zeros((6, 8, 2), np.float32), image)
-    np.testing.assert_allclose(of(doubling, image), transposed, rtol=1e-4, atol=1e-5)
+    transposed = apply_transpose(halving, np.zeros((6, 8, 2), np.float32), image)
+    np.testing.assert_allclose(apply(doubling, image), transposed, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("layer", quick([Convolution, Halving, Doubling], Halving))
-def test_convolutions_start_with_glorots_variance(layer):
-    there = layer(8, 20, key=jax.random.key(1))
-    ones = eqx.tree_at(lambda f: f.weight, there, jnp.ones_like(there.weight))
+def test_convolutions_are_initialised_with_glorot_variance(layer):
+    instance = layer(8, 20, key=jax.random.key(1))
+    ones = eqx.tree_at(lambda f: f.weight, instance, jnp.ones_like(instance.weight))
     image = np.zeros((20, 20, 8), np.float32)
     image[10, 10, 0] = 1
-    reached = np.asarray(of(ones, image))  # by one input, in the middle
+    reached = np.asarray(apply(ones, image))  # outputs that one central input reaches
     h, w, _ = reached.shape
     output = np.zeros_like(reached)
     output[h // 2, w // 2, 0] = 1
-    seen = np.asarray(transpose_of(ones, image, output))  # by one output
+    seen = np.asarray(apply_transpose(ones, image, output))  # inputs that one output sees
     variance = 2 / float(seen.sum() + reached.sum())
-    assert_mean(np.asarray(there.weight).ravel() ** 2 / variance, 1.0, error_at_most=0.03)
-    assert not there.bias.any()
+    assert_mean(np.asarray(instance.weight).ravel() ** 2 / variance, 1.0, error_at_most=0.03)
+    assert not instance.bias.any()
 
 
 @pytest.mark.parametrize("layer", [Dense, Convolution])
-def test_a_residual_block_is_the_identity_at_the_start_and_adds_later(layer):
+def test_residual_block_starts_as_the_identity_and_adds_its_branch(layer):
     block = Residual(layer, 3, "tanh", key=jax.random.key(0))
     x = jnp.float32(np.random.default_rng(1).normal(size=(4, 5, 3)[layer is Dense and 2 :]))
     np.testing.assert_array_equal(block(x), x)
@@ -154,13 +154,13 @@ def test_a_residual_block_is_the_identity_at_the_start_and_adds_later(layer):
     assert jnp.abs(block(x) - x).max() > 0.1
 
 
-def test_every_activation_is_an_option():
+def test_config_accepts_every_activation():
     assert set(get_args(ActivationName)) == set(ACTIVATIONS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_an_activation_is_trained_through(name):
+def test_gradient_through_each_activation_is_finite(name):
     model = make(conv(), activation=name)
     gradient = eqx.filter_grad(log_weight)(model, jnp.ones(16))
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
@@ -186,7 +186,7 @@ def test_an_activation_is_trained_through(name):
     ),
 )
 @pytest.mark.parametrize("kind", ["bernoulli", "logistic-mixture"])
-def test_images_of_any_size_go_through(shape, channels, kind):
+def test_images_of_any_size_are_encoded_and_decoded(shape, channels, kind):
     network = make_network("conv", shape=shape, channels=channels, blocks=1)
     model = eqx.filter_eval_shape(lambda: make(network, observation=kind))
     d = int(np.prod(shape))
@@ -215,46 +215,46 @@ KINDS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-def test_the_output_bias_is_one_for_each_value(name):
+def test_output_bias_is_per_value(name):
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 2, (50, 4 * 6 * 3)).astype(np.float32)
-    what = observation(KINDS[name], 72)
-    bias = what.initial_output(rows)
+    likelihood = observation(KINDS[name], 72)
+    bias = likelihood.initial_output(rows)
     model = make(conv((4, 6, 3)), observation=KINDS[name], output_bias=bias)
-    expected = what.distribution(jnp.asarray(bias, jnp.float32))
-    found = model.decode((jnp.zeros(3),))  # layers without biases map 0 to 0
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    expected = likelihood.distribution(jnp.asarray(bias, jnp.float32))
+    result = model.decode((jnp.zeros(3),))  # layers without biases map 0 to 0
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize(
     ("name", "shape"), quick_rows([("gaussian", (4, 6)), ("categorical", (4, 4, 3))], 1)
 )
-def test_values_keep_their_places(name, shape):
-    """The order of outputs and inputs is that of the observation: value by value, each an image."""
+def test_value_order_matches_the_observation(name, shape):
+    """Inputs and outputs are ordered as in the observation: value by value, each an image."""
     d = int(np.prod(shape))
     model = make(conv(shape, (2,)), hidden=((),), observation=KINDS[name])
     decoder = model.output
     last = decoder.doublings[-1]
     per_value = decoder.bias.shape[0] // d
-    # Every weight of output channel (p, c) is 10 p + c + 1, and the image before it constant.
+    # Every weight of output channel (p, c) is 10 p + c + 1, and its input image is constant.
     channels = [10 * p + c + 1 for p in range(per_value) for c in range(d // (shape[0] * shape[1]))]
     weight = jnp.zeros_like(last.weight).at[1:3, 1:3].set(jnp.float32(channels))
     start = eqx.tree_at(lambda s: s.bias, decoder.start, jnp.ones_like(decoder.start.bias))
     start = eqx.tree_at(lambda s: s.weight, start, jnp.zeros_like(start.weight))
     decoder = eqx.tree_at(lambda o: (o.start, o.doublings[-1].weight), decoder, (start, weight))
-    outputs = np.asarray(of(decoder, np.zeros(3, np.float32))).reshape(per_value, *shape)
+    outputs = np.asarray(apply(decoder, np.zeros(3, np.float32))).reshape(per_value, *shape)
     assert (outputs.std(axis=(1, 2)) / outputs[:, 0, 0]).max() < 1e-5  # the same at all pixels
     values = outputs[:, 0, 0].ravel() / outputs[:, 0, 0].ravel()[0]
     np.testing.assert_allclose(values, channels, rtol=1e-6)
-    # What the encoder sees of the first convolution's windows is the image itself.
+    # This first convolution passes the image itself to the encoder.
     features = model.encoder[0].features
     pick = jnp.zeros_like(features.halvings[0].weight).at[1, 1, :, 0].set(1.0)
     features = eqx.tree_at(lambda f: f.halvings[0].weight, features, pick)
     encoding = observation(KINDS[name], d).encoding
     n_inputs = encoding.n_inputs if encoding else d
     x = np.float32(np.random.default_rng(0).normal(size=n_inputs)) / 10
-    seen = np.asarray(of(features, x)).reshape(shape[0] // 2, shape[1] // 2, 2)[..., 0]
+    seen = np.asarray(apply(features, x)).reshape(shape[0] // 2, shape[1] // 2, 2)[..., 0]
     summed = x.reshape(n_inputs // d, shape[0], shape[1], -1).sum(axis=(0, 3))
     np.testing.assert_allclose(seen, np.tanh(summed[::2, ::2]), rtol=1e-5, atol=1e-6)
 
@@ -280,7 +280,7 @@ CASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_a_model_keeps_the_contract(case):
+def test_model_satisfies_the_contract(case):
     network, kind = CASES[case]
     model = perturbed(make(network, observation=KINDS[kind]), size=0.2)
     _, x = model.sample(jax.random.key(3))
@@ -289,31 +289,31 @@ def test_a_model_keeps_the_contract(case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_a_gradient_reaches_every_parameter(case):
+def test_gradient_reaches_every_parameter(case):
     network, kind = CASES[case]
     model = perturbed(make(network, latent=(3, 2), hidden=((5,), (4,)), observation=KINDS[kind]))
     _, x = model.sample(jax.random.key(3))
     gradient = eqx.filter_jit(eqx.filter_grad(log_weight))(model, x)
-    still = [
+    without_gradient = [
         jax.tree_util.keystr(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
         if not leaf.any()
     ]
-    assert still == []
+    assert without_gradient == []
 
 
 @pytest.mark.parametrize("case", quick(CASES, "residual conv", "categories"))
-def test_a_model_comes_back_bit_for_bit(case, tmp_path):
+def test_saved_model_loads_bit_for_bit(case, tmp_path):
     network, kind = CASES[case]
     model = make(network, observation=KINDS[kind])
     save_model(model, tmp_path)
-    found = load_model(tmp_path)
-    assert jax.tree.structure(found) == jax.tree.structure(model)
-    assert small.bits(found) == small.bits(model)
-    assert found.network == network
+    result = load_model(tmp_path)
+    assert jax.tree.structure(result) == jax.tree.structure(model)
+    assert small.bits(result) == small.bits(model)
+    assert result.network == network
 
 
-def test_an_mlp_is_described_and_named_as_ever(tmp_path):
+def test_mlp_description_and_parameter_names_are_unchanged(tmp_path):
     model = make(Network())
     assert set(model.architecture()) == {
         *("n_data", "latent_sizes", "hidden_sizes", "observation", "activation")
@@ -339,24 +339,24 @@ MLP = [
     ("network", "hidden"),
     quick_rows([(n, h) for n in (conv(blocks=1), Network(blocks=1)) for h in ((), (5,))], 2),
 )
-def test_a_pruned_model_leaves_units_at_zero_out(network, hidden):
+def test_pruning_drops_units_at_zero(network, hidden):
     model = perturbed(make(network, hidden=(hidden,)))
     keep = np.array([True, False, True])
-    small_one = prune(model, [keep])
-    assert small_one.latent_sizes == (2,)
+    pruned = prune(model, [keep])
+    assert pruned.latent_sizes == (2,)
     z = jnp.float32([0.3, 0.0, -0.7])
-    full, less = (m.decode((h,)).mean for m, h in ((model, z), (small_one, z[keep])))
-    np.testing.assert_allclose(less, full, rtol=1e-5)
+    full, reduced = (m.decode((h,)).mean for m, h in ((model, z), (pruned, z[keep])))
+    np.testing.assert_allclose(reduced, full, rtol=1e-5)
     x = jnp.ones(model.n_data)
     np.testing.assert_allclose(
-        small_one.posterior(x).first.mean, model.posterior(x).first.mean[keep], rtol=1e-5
+        pruned.posterior(x).first.mean, model.posterior(x).first.mean[keep], rtol=1e-5
     )
 
 
-# --- modules of a user's own ------------------------------------------------------------------
+# --- user-defined modules ---------------------------------------------------------------------
 
 
-def own_modules(seed=0):
+def user_modules(seed=0):
     encoder_key, decoder_key = jax.random.split(jax.random.key(seed))
     return {
         "encoder": eqx.nn.MLP(6, 4, 8, 1, key=encoder_key),
@@ -364,14 +364,14 @@ def own_modules(seed=0):
     }
 
 
-def own(seed=0, **changes):
-    modules = {**own_modules(seed), **changes}
+def user_model(seed=0, **changes):
+    modules = {**user_modules(seed), **changes}
     return VAE(*(6, (3,), ((),)), observation="gaussian", **modules, key=jax.random.key(seed))
 
 
 @pytest.mark.slow
-def test_own_modules_are_a_model():
-    model = perturbed(own(), size=0.2)
+def test_user_modules_make_a_valid_model():
+    model = perturbed(user_model(), size=0.2)
     x = jnp.float32(np.random.default_rng(0).normal(size=6))
     check_latent_model(model, x, jax.random.key(4), draws=2000)
     q = model.posterior(x)
@@ -380,7 +380,7 @@ def test_own_modules_are_a_model():
     np.testing.assert_allclose(model.decode((jnp.ones(3),)).mean, outputs[:6], rtol=1e-6)
 
 
-def test_one_of_them_may_be_the_networks():
+def test_one_user_module_combines_with_the_network():
     model = make(conv((2, 3), (2,)), decoder=eqx.nn.Linear(5, 6, key=jax.random.key(0)))
     assert isinstance(model.encoder[0].features, ConvEncoder)
     assert model.own == ("decoder",)
@@ -389,37 +389,39 @@ def test_one_of_them_may_be_the_networks():
     assert model.own == ("encoder",)
 
 
-def test_own_modules_come_back_into_a_model_like_them(tmp_path):
-    save_model(perturbed(own()), tmp_path)
-    found = load_model(tmp_path, like=own(1))
-    assert equal(*(eqx.filter(m, eqx.is_array) for m in (found, perturbed(own()))))
+def test_user_modules_load_into_a_model_of_the_same_structure(tmp_path):
+    save_model(perturbed(user_model()), tmp_path)
+    result = load_model(tmp_path, like=user_model(1))
+    assert equal(*(eqx.filter(m, eqx.is_array) for m in (result, perturbed(user_model()))))
     x = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
-    values = [log_likelihoods(m, x, jax.random.key(0), k=3) for m in (found, perturbed(own()))]
+    values = [
+        log_likelihoods(m, x, jax.random.key(0), k=3) for m in (result, perturbed(user_model()))
+    ]
     np.testing.assert_array_equal(*values)
     with pytest.raises(UserError, match=r"modules of its author's own.*load_model\(folder, like="):
         load_model(tmp_path)
     wider = eqx.nn.MLP(3, 12, 9, 1, jnp.tanh, key=jax.random.key(0))
     with pytest.raises(UserError, match=r"does not fit this configuration: \.output\.module"):
-        load_model(tmp_path, like=own(decoder=wider))
+        load_model(tmp_path, like=user_model(decoder=wider))
     with pytest.raises(UserError, match="describes another model"):
         load_model(tmp_path, like=make(Network()))
 
 
-def test_own_modules_that_give_something_else_are_refused():
+def test_user_modules_with_wrong_outputs_are_rejected():
     with pytest.raises(UserError, match="decoder returns 5 numbers, but the observation needs"):
-        own(decoder=eqx.nn.Linear(3, 5, key=jax.random.key(0)))
+        user_model(decoder=eqx.nn.Linear(3, 5, key=jax.random.key(0)))
     with pytest.raises(UserError, match="encoder must map a vector to a float32 vector"):
-        own(encoder=eqx.nn.Lambda(jnp.sum))
+        user_model(encoder=eqx.nn.Lambda(jnp.sum))
 
 
-def test_a_decoder_that_reads_the_latents_itself_is_not_pruned():
+def test_decoder_without_a_first_dense_layer_cannot_be_pruned():
     with pytest.raises(
         UserError, match=r"cannot be pruned: give the model a dense layer before it"
     ):
-        prune(own(), [np.array([True, False, True])])
+        prune(user_model(), [np.array([True, False, True])])
 
 
-# --- mistakes ---------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -435,12 +437,12 @@ def test_a_decoder_that_reads_the_latents_itself_is_not_pruned():
         ({"name": "conv", "shape": (4, 3), "channels": (3,) * 3}, "4 x 3 pixels can be halved 2"),
     ],
 )
-def test_networks_that_are_none_are_refused(options, message):
+def test_invalid_network_options_are_rejected(options, message):
     with pytest.raises(UserError, match=message):
         make_network(**options)
 
 
-def test_networks_that_do_not_fit_are_refused():
+def test_incompatible_networks_are_rejected():
     network = conv((2, 3), (2,))
     with pytest.raises(UserError, match=r"shape \[2, 3\] have 6 values, but an example has 5"):
         VAE(5, (2,), ((3,),), network=network, key=jax.random.key(0))
@@ -448,11 +450,11 @@ def test_networks_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="'table' does not have: use network 'mlp'"):
         make(network, observation=table)
     with pytest.raises(UserError, match="replace all of network 'conv'"):
-        own(network=conv((2, 3), (2,)))
+        user_model(network=conv((2, 3), (2,)))
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "message"),
     [
         ({"network": "cnn"}, "network"),
         ({"channels": (3,)}, "channels needs network 'conv'"),
@@ -460,24 +462,24 @@ def test_networks_that_do_not_fit_are_refused():
         ({"blocks": -1}, "blocks"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(values, words):
-    with pytest.raises(UserError, match=words):
+def test_invalid_config_values_are_rejected(values, message):
+    with pytest.raises(UserError, match=message):
         make_config(values, "here")
 
 
-def test_data_without_a_shape_are_refused():
+def test_conv_network_rejects_data_without_an_image_shape():
     config = make_config({"dataset": "circle", "network": "conv"}, "here")
     with pytest.raises(UserError, match=r"needs images of shape .*, not \[2\]"):
         make_job(config)
 
 
-# --- the whole way ----------------------------------------------------------------------------
+# --- end to end -------------------------------------------------------------------------------
 
 CONV = {"network": "conv", "channels": (2, 3), "blocks": 1}
 
 
 @pytest.mark.slow
-def test_a_run_with_convolutions_is_trained_measured_and_drawn(tmp_path):
+def test_convolutional_run_trains_evaluates_and_draws_figures(tmp_path):
     run = tmp_path / "run"
     small.train_in(run, **CONV)
     rows = read_metrics(run)
@@ -497,7 +499,7 @@ def test_a_run_with_convolutions_is_trained_measured_and_drawn(tmp_path):
 
 
 @pytest.mark.slow
-def test_replicates_are_the_runs_of_their_seeds(tmp_path):
+def test_replicate_equals_a_run_with_its_seed(tmp_path):
     small.train_in(tmp_path / "both", **CONV, replicates=2, epochs=1)
     small.train_in(tmp_path / "second", **CONV, seed=1, epochs=1)
     both, second = (

@@ -1,4 +1,4 @@
-"""Learned priors and flow posteriors: densities, draws, and all that a model does with them."""
+"""Learned priors and flow posteriors: densities, draws, gradients, pruning and saved models."""
 
 import json
 
@@ -40,7 +40,7 @@ LEARNED = ["mixture:3", "vamp:3", "flow:2"]
 
 
 def perturbed(tree, size=0.4):
-    """The tree with noise on every array, so that nothing is at its start."""
+    """Return the tree with noise on every array, so that nothing is at its initial value."""
     leaves, structure = jax.tree.flatten(tree)
     rng = np.random.default_rng(0)
 
@@ -72,7 +72,7 @@ def draws_from(distribution, n):
 # --- densities and draws ----------------------------------------------------------------------
 
 
-def test_a_mixture_has_the_density_that_scipy_gives():
+def test_mixture_density_matches_scipy():
     model, points = make("mixture:3"), np.random.default_rng(1).normal(size=(5, 2))
     top = model.top
     log_w = np.float64(top.log_weights) - logsumexp(np.float64(top.log_weights))
@@ -81,19 +81,19 @@ def test_a_mixture_has_the_density_that_scipy_gives():
     np.testing.assert_allclose(log_density(model.prior(), jnp.float32(points)), expected, rtol=1e-5)
 
 
-def test_narrow_components_far_from_zero_lose_no_digit_that_counts():
-    """Fifty units, of which each component has its own place, as in a trained model."""
+def test_mixture_of_narrow_components_far_from_zero_is_accurate():
+    """Fifty units and well-separated components, as in a trained model."""
     rng = np.random.default_rng(2)
     loc, scale = rng.normal(3, 1, (100, 50)), rng.uniform(0.1, 1.0, (100, 50))
     loc, scale = np.float32(loc), np.float32(scale)
     h = np.float32(loc[:20] + scale[:20] * rng.normal(size=(20, 50)))
     pieces = jax.vmap(lambda m, s: dist.Normal(m, s).to_event(1))(jnp.array(loc), jnp.array(scale))
-    found = log_density(Mixture(pieces, jnp.full(100, -np.log(100), jnp.float32)), jnp.array(h))
+    result = log_density(Mixture(pieces, jnp.full(100, -np.log(100), jnp.float32)), jnp.array(h))
     each = norm.logpdf(np.float64(h)[:, None], np.float64(loc), np.float64(scale)).sum(axis=2)
-    np.testing.assert_allclose(found, logsumexp(each, axis=1) - np.log(100), atol=1e-3)
+    np.testing.assert_allclose(result, logsumexp(each, axis=1) - np.log(100), atol=1e-3)
 
 
-def test_a_vampprior_is_the_mean_of_q_at_the_pseudo_inputs():
+def test_vampprior_is_the_mean_of_q_at_the_pseudo_inputs():
     model = make("vamp:3", latent=(3, 2))
     h = jnp.float32([0.4, -1.3])
 
@@ -104,8 +104,8 @@ def test_a_vampprior_is_the_mean_of_q_at_the_pseudo_inputs():
 
     terms = [float(log_q(u)) for u in np.asarray(model.top.inputs)]
     expected = logsumexp(terms) - np.log(3)
-    found = jax.jit(lambda h: model.prior().log_prob(h))(h)
-    assert float(found) == pytest.approx(expected, rel=1e-5)
+    result = jax.jit(lambda h: model.prior().log_prob(h))(h)
+    assert float(result) == pytest.approx(expected, rel=1e-5)
 
 
 SIDE = np.linspace(-9, 9, 181, dtype=np.float32)
@@ -114,7 +114,7 @@ CELL = float(SIDE[1] - SIDE[0]) ** 2
 
 
 @pytest.mark.parametrize("name", [*LEARNED, "posterior"])
-def test_a_density_integrates_to_one_and_draws_have_its_moments(name):
+def test_density_integrates_to_one_and_draws_have_its_moments(name):
     p = (
         make(posterior="flow:2").posterior(BITS).first
         if name == "posterior"
@@ -127,14 +127,14 @@ def test_a_density_integrates_to_one_and_draws_have_its_moments(name):
         *(lambda z, i=i: z[:, i] for i in (0, 1)),
         *(lambda z, i=i, j=j: z[:, i] * z[:, j] for i, j in ((0, 0), (0, 1), (1, 1))),
     ):
-        found, expected = f(draws), (mass * f(grid)).sum()
-        error = found.std() / np.sqrt(len(found))
-        assert abs(found.mean() - expected) < STANDARD_ERRORS * error
+        result, expected = f(draws), (mass * f(grid)).sum()
+        error = result.std() / np.sqrt(len(result))
+        assert abs(result.mean() - expected) < STANDARD_ERRORS * error
         assert error < 0.1 * (1 + abs(expected))
 
 
 @pytest.mark.parametrize("n_condition", quick([0, 3], 3))
-def test_a_flow_starts_as_the_identity_and_its_inverse_takes_its_images_back(n_condition):
+def test_flow_starts_as_the_identity_and_its_inverse_is_exact(n_condition):
     condition = jnp.float32([0.3, -1.0, 2.0]) if n_condition else None
     start = Flow(5, 4, n_condition=n_condition, key=jax.random.key(0))
     noise = jax.random.normal(jax.random.key(1), (200, 5))
@@ -159,18 +159,18 @@ def test_a_flow_starts_as_the_identity_and_its_inverse_takes_its_images_back(n_c
     assert float(log_det[0]) == pytest.approx(float(jacobian(flow, noise[0])), abs=1e-4)
 
 
-def test_latents_of_a_flow_posterior_are_the_moments_of_its_draws():
+def test_encoding_of_a_flow_posterior_has_the_moments_of_its_draws():
     model, (noise, weights) = make(posterior="flow:2"), nodes(2, 20)
     h = np.float64(jax.vmap(model.posterior(BITS).first.place)(noise))
     mean = np.float64(weights) @ h
     sd = np.sqrt(np.float64(weights) @ (h - mean) ** 2)
-    found = encode(model, np.asarray(BITS)[None], jax.random.key(8))
+    result = encode(model, np.asarray(BITS)[None], jax.random.key(8))
     error = STANDARD_ERRORS * sd / np.sqrt(DRAWS)
-    assert (np.abs(found.mean[0] - mean) < error).all()
-    assert (np.abs(found.scale[0] - sd) < error).all()
+    assert (np.abs(result.mean[0] - mean) < error).all()
+    assert (np.abs(result.scale[0] - sd) < error).all()
 
 
-def test_two_flows_of_the_same_sizes_are_one_program():
+def test_flows_of_equal_sizes_share_one_program():
     one, other = (Flow(3, 2, key=jax.random.key(seed)) for seed in (0, 1))
     assert jax.tree.structure(one) == jax.tree.structure(other)
 
@@ -183,7 +183,7 @@ def test_two_flows_of_the_same_sizes_are_one_program():
     ("prior", "posterior", "latent"),
     [("mixture:3", "normal", (2,)), ("vamp:3", "flow:2", (3, 2)), ("flow:2", "normal", (2,))],
 )
-def test_the_model_keeps_the_contract(prior, posterior, latent):
+def test_model_satisfies_the_contract(prior, posterior, latent):
     check_latent_model(make(prior, posterior, latent), BITS, jax.random.key(0), draws=2000)
 
 
@@ -197,7 +197,7 @@ def test_gradients_reach_every_array_of_the_prior(prior):
 
 
 class Student(eqx.Module):
-    """A prior of a user's own."""
+    """A user-defined prior."""
 
     log_scale: jax.Array
 
@@ -206,7 +206,7 @@ class Student(eqx.Module):
 
 
 def linear_gaussian(prior):
-    """A model whose p(x) is known: p(x|z) = N(W z + b, 0.7^2), a mixture for p(z)."""
+    """Return a model with p(x|z) = N(W z + b, 0.7^2) and a mixture p(z), an x and its log p(x)."""
     kind = {"name": "gaussian-fixed", "scale": 0.7}
     model = make(prior, hidden_sizes=((),), observation=kind)
     pieces = model.prior().components.base_dist
@@ -220,13 +220,13 @@ def linear_gaussian(prior):
 
 
 @pytest.mark.parametrize("prior", quick(["mixture:3", "vamp:3"], "mixture:3"))
-def test_annealed_weights_have_the_exact_likelihood_for_their_mean(prior):
+def test_mean_annealed_weight_is_the_exact_likelihood(prior):
     model, x, exact = linear_gaussian(prior)
     options = {"betas": linear_schedule(6), "step_size": 0.3, "n_leapfrog": 3}
-    found, info = jax.jit(
+    result, info = jax.jit(
         lambda key: annealed_particles(model, x, key, 4000, start="prior", **options)
     )(jax.random.key(2))
-    w = np.exp(np.float64(found.log_w) - exact)
+    w = np.exp(np.float64(result.log_w) - exact)
     error = w.std() / np.sqrt(w.size)
     assert abs(w.mean() - 1) < STANDARD_ERRORS * error
     assert error < 0.03
@@ -234,37 +234,37 @@ def test_annealed_weights_have_the_exact_likelihood_for_their_mean(prior):
 
 
 @pytest.mark.slow
-def test_bidirectional_bounds_enclose_each_other():
+def test_bidirectional_bounds_are_ordered_and_close():
     options = {"betas": linear_schedule(30), "step_size": 0.2, "n_leapfrog": 3}
     model, keys = make("vamp:3"), jax.random.split(jax.random.key(4), 40)
-    found = jax.jit(jax.vmap(lambda key: bidirectional_bounds(model, key, 8, **options)))(keys)
-    gaps = np.float64(found["upper"] - found["lower"])
+    result = jax.jit(jax.vmap(lambda key: bidirectional_bounds(model, key, 8, **options)))(keys)
+    gaps = np.float64(result["upper"] - result["lower"])
     assert -STANDARD_ERRORS * gaps.std() / np.sqrt(40) < gaps.mean() < 0.2
 
 
-def test_a_settled_prior_is_the_same_and_stays_with_its_own_encoder():
+def test_settled_prior_is_unchanged_and_keeps_its_own_encoder():
     model = make("vamp:3")
     h, fixed = jnp.float32([0.4, -1.3]), stop_gradients(model)
     assert model.settled().prior().log_prob(h) == model.prior().log_prob(h)
     decoder, encoder = bound(iwae, k=2, estimator=stl()), bound(elbo, k=1)
     key = jax.random.key(5)
-    found = gradient(split_halves(decoder=decoder, encoder=encoder), model, BITS, key)
+    result = gradient(split_halves(decoder=decoder, encoder=encoder), model, BITS, key)
 
     def apart(model):
         keys = jax.random.clone(key), jax.random.clone(key)
         of_p = decoder.terms(Halves(model, fixed), BITS, keys[0], Extra())[0]
         return of_p + encoder.terms(Halves(fixed, model), BITS, keys[1], Extra())[0]
 
-    assert_same(found, eqx.filter_jit(eqx.filter_grad(apart))(model))
+    assert_same(result, eqx.filter_jit(eqx.filter_grad(apart))(model))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["reparam", "stl", "dreg"])
-def test_gradients_through_one_of_the_particles_add_up_for_flow_posteriors(estimator):
-    """Each particle in turn with probability 1/k and the factor k: their mean is the gradient."""
+def test_single_particle_gradients_average_to_the_full_gradient(estimator):
+    """Each particle in turn is drawn with probability 1/k and factor k, for a flow posterior."""
     model, k = make("vamp:2", "flow:2", latent=(3, 2)), 3
     chosen = {"reparam": {}, "stl": {"estimator": stl()}, "dreg": {"estimator": dreg()}}[estimator]
-    whole = gradient(bound(iwae, k=k, **chosen), model, BITS)
+    full = gradient(bound(iwae, k=k, **chosen), model, BITS)
 
     @eqx.filter_jit
     def through(model, i):
@@ -275,13 +275,13 @@ def test_gradients_through_one_of_the_particles_add_up_for_flow_posteriors(estim
         return eqx.filter_grad(objective)(model, BITS, jax.random.key(0))
 
     parts = [through(model, jnp.asarray(i)) for i in range(k)]
-    assert_same(jax.tree.map(lambda *leaves: sum(leaves) / k, *parts), whole, 1e-4)
+    assert_same(jax.tree.map(lambda *leaves: sum(leaves) / k, *parts), full, 1e-4)
 
 
-def test_dreg_goes_through_the_draws_of_flows_in_two_layers_and_nothing_else():
+def test_dreg_differentiates_only_through_the_draws_of_flows():
     """The gradient of sum_i w_i^2 log w_i through z_i alone, w normalised (Tucker et al. 2019)."""
     model, key, k = make(posterior="flow:2", latent=(3, 2)), jax.random.key(6), 3
-    found = gradient(bound(iwae, k=k, estimator=dreg()), model, BITS, key)
+    result = gradient(bound(iwae, k=k, estimator=dreg()), model, BITS, key)
 
     def through_draws(learned):
         keys = particle_keys(jax.random.clone(key), jnp.arange(k))
@@ -290,10 +290,10 @@ def test_dreg_goes_through_the_draws_of_flows_in_two_layers_and_nothing_else():
         log_w = jax.vmap(lambda z: model.log_joint(BITS, z) - q.log_prob(z))(z)
         return jnp.sum(jax.lax.stop_gradient(jax.nn.softmax(log_w)) ** 2 * log_w)
 
-    assert_same(found.encoder, eqx.filter_jit(eqx.filter_grad(through_draws))(model).encoder)
+    assert_same(result.encoder, eqx.filter_jit(eqx.filter_grad(through_draws))(model).encoder)
 
 
-def test_a_layer_that_does_not_split_into_units_is_penalised_as_one():
+def test_layer_without_separate_units_is_penalised_as_one():
     model, penalty = make("mixture:3", latent=(3, 2)), Penalty(warmup_steps=4, free_bits=0.0)
     q = model.posterior(BITS)
     zs = jax.vmap(q.sample)(jax.random.split(jax.random.key(0), 5))
@@ -309,18 +309,18 @@ def test_a_layer_that_does_not_split_into_units_is_penalised_as_one():
         ratio = sum(model.layer_log_priors(z)) - q.log_prob(z)
         return model.decode(z).log_prob(BITS) + 0.25 * ratio
 
-    parts, found = weights(zs)
+    parts, result = weights(zs)
     assert [leaf.shape for leaf in parts[1]] == [(5, 3), (5, 1)]
-    np.testing.assert_allclose(found, jax.vmap(expected)(zs), rtol=1e-4)
+    np.testing.assert_allclose(result, jax.vmap(expected)(zs), rtol=1e-4)
 
 
-def test_a_divergence_without_closed_form_is_refused():
+def test_analytic_elbo_rejects_a_divergence_without_closed_form():
     for model in (make("mixture:2"), make(posterior="flow:1")):
         with pytest.raises(UserError, match="no closed form; use elbo"):
             analytic_elbo_objective(k=1)(model, BITS, jax.random.key(0))
 
 
-# --- smaller, conditional, incomplete ---------------------------------------------------------
+# --- pruning, labels, missing values ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("prior", ["mixture:3", "vamp:3"])
@@ -335,16 +335,16 @@ def test_pruning_keeps_the_marginal_prior(prior):
     assert float(small.prior().log_prob(jnp.asarray(h))) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_top_layer_without_active_units_takes_its_prior_with_it():
+def test_pruning_the_top_layer_removes_its_prior():
     keep = [np.ones(3, bool), np.zeros(2, bool)]
     for prior in LEARNED:
         assert prune(make(prior, latent=(3, 2)), keep).top is None
 
 
-def test_a_flow_in_the_first_layer_alone_leaves_those_above_as_they_are():
+def test_first_layer_flow_leaves_upper_layers_unchanged():
     keep = [np.ones(3, bool), np.array([True, False])]
     normal = make(posterior="flow-first:2", latent=(3, 2))
-    mixed = make(posterior="flow-first:2", latent=(3, 2), latents=BELOW)
+    mixed = make(posterior="flow-first:2", latent=(3, 2), latents=MIXED_LATENTS)
     for model in (normal, mixed):
         layers = model.posterior(BITS).layers((jnp.zeros(3), jnp.zeros(2)))
         assert [isinstance(q, FlowDistribution) for q in layers] == [True, False]
@@ -354,11 +354,11 @@ def test_a_flow_in_the_first_layer_alone_leaves_those_above_as_they_are():
         prune(normal, [np.array([True, False, True]), np.ones(2, bool)])
 
 
-BELOW = ("normal", "bernoulli")
+MIXED_LATENTS = ("normal", "bernoulli")
 
 
 @pytest.mark.parametrize("which", ["prior", "posterior"])
-def test_some_units_of_a_flow_cannot_be_pruned(which):
+def test_single_units_of_a_flow_cannot_be_pruned(which):
     model = make(**{which: "flow:2"}, latent=(3,))
     with pytest.raises(
         UserError, match=f"the {which} flow:2 couples the units of layer 1, of which 2 of 3"
@@ -367,7 +367,7 @@ def test_some_units_of_a_flow_cannot_be_pruned(which):
     assert equal(prune(model, [np.ones(3, bool)]), model)
 
 
-def test_a_conditional_vampprior_depends_on_the_label_and_other_priors_do_not():
+def test_only_a_conditional_vampprior_depends_on_the_label():
     h = jnp.float32([0.4, -1.3])
     for prior, differs in {"vamp:3": True, "mixture:3": False}.items():
         model = perturbed(ConditionalVAE(make(prior), 2))
@@ -377,7 +377,7 @@ def test_a_conditional_vampprior_depends_on_the_label_and_other_priors_do_not():
         ConditionalVAE(make("mixture:3"), 2, learned_prior=True)
 
 
-def test_pseudo_inputs_start_at_what_the_encoder_sees_of_rows_with_gaps():
+def test_pseudo_inputs_start_at_the_encoder_inputs_of_incomplete_rows():
     rows = np.float32([[1.0, 2.0, np.nan, 4.0], [0.0, 1.0, 1.0, np.nan]])
     statistics = np.concatenate([[1.0, 0.0, 2.0, 0.0], np.log([2.0, 1.0, 0.5, 1.0])])
     options = {"observation": "gaussian", "missing": "at-random", "statistics": statistics}
@@ -395,18 +395,18 @@ def test_pseudo_inputs_start_at_what_the_encoder_sees_of_rows_with_gaps():
     ("prior", "posterior"),
     [*((p, "normal") for p in LEARNED), ("vamp:2", "flow:2"), ("normal", "flow-first:2")],
 )
-def test_a_model_comes_back_bit_for_bit(tmp_path, prior, posterior):
+def test_saved_model_loads_bit_for_bit(tmp_path, prior, posterior):
     model = make(prior, posterior, latent=(3, 2))
     save_model(model, tmp_path)
-    found = load_model(tmp_path)
-    assert equal(found, model)
-    assert jax.tree.structure(found) == jax.tree.structure(model)
+    result = load_model(tmp_path)
+    assert equal(result, model)
+    assert jax.tree.structure(result) == jax.tree.structure(model)
     described = json.loads((tmp_path / "model.json").read_text())["architecture"]
     assert described.get("prior", "normal") == prior
     assert described.get("posterior", "normal") == posterior
 
 
-def test_a_prior_of_ones_own_is_loaded_into_the_same_model(tmp_path):
+def test_user_defined_prior_loads_into_the_same_model(tmp_path):
     model = make(Student(jnp.zeros(2)))
     save_model(model, tmp_path)
     assert equal(load_model(tmp_path, like=make(Student(jnp.ones(2)))), model)
@@ -414,7 +414,7 @@ def test_a_prior_of_ones_own_is_loaded_into_the_same_model(tmp_path):
         load_model(tmp_path)
 
 
-def test_usual_models_are_described_as_before():
+def test_default_model_description_is_unchanged():
     model = VAE(4, (2,), ((4,),), key=jax.random.key(0))
     assert model.top is None
     assert sorted(model.architecture()) == [
@@ -438,7 +438,7 @@ def test_usual_models_are_described_as_before():
         ("normal:2", "takes no number: leave out ':2'"),
     ],
 )
-def test_a_name_that_is_none_is_refused(text, message):
+def test_invalid_prior_names_are_rejected(text, message):
     with pytest.raises(UserError, match=message):
         parse_named_prior(text)
 
@@ -448,29 +448,32 @@ def test_a_name_that_is_none_is_refused(text, message):
     [
         ({"prior": "flow:2", "latent": (1,)}, "at least 2, not 1"),
         ({"posterior": "flow-first:2"}, "only one: use flow:2"),
-        ({"posterior": "flow:2", "latent": (2, 2), "latents": BELOW}, "a layer has bernoulli ones"),
+        (
+            {"posterior": "flow:2", "latent": (2, 2), "latents": MIXED_LATENTS},
+            "a layer has bernoulli ones",
+        ),
         ({"prior": "mixture:2", "pseudo_inputs": np.zeros((2, 4))}, "takes none"),
         ({"prior": "vamp:3", "pseudo_inputs": np.zeros((2, 4))}, r"those of shape \[3, 4\]"),
         ({"prior": lambda model: dist.Normal(jnp.zeros(2), 1.0)}, "scalar"),  # noqa: ARG005
         ({"prior": lambda model: 3}, "a function from the model to a distribution"),  # noqa: ARG005
     ],
 )
-def test_a_prior_that_does_not_fit_is_refused(options, message):
+def test_incompatible_priors_are_rejected(options, message):
     with pytest.raises(UserError, match=message):
         make(**options)
 
 
-def test_posteriors_have_names_too():
+def test_posterior_names_are_parsed():
     assert str(parse_named_posterior("flow:3")) == "flow:3"
     with pytest.raises(UserError, match="no posterior 'vamp:3'; known: normal, flow:N"):
         parse_named_posterior("vamp:3")
 
 
-def test_a_flow_of_an_affine_map_has_the_scale_in_its_density():
-    """The density of loc + scale noise, before the flow has learned anything, is a Gaussian's."""
+def test_flow_density_includes_the_scale_of_its_affine_map():
+    """At initialisation the density of loc + scale * noise is Gaussian."""
     flow = Flow(2, 1, key=jax.random.key(0))
     loc, scale = jnp.float32([0.5, -1.0]), jnp.float32([0.3, 2.0])
     h = jnp.float32([0.1, 0.4])
     expected = norm.logpdf(np.float64(h), np.float64(loc), np.float64(scale)).sum()
-    found = jax.jit(lambda h: FlowDistribution(flow, loc, scale).log_prob(h))(h)
-    assert float(found) == pytest.approx(expected, rel=1e-6)
+    result = jax.jit(lambda h: FlowDistribution(flow, loc, scale).log_prob(h))(h)
+    assert float(result) == pytest.approx(expected, rel=1e-6)

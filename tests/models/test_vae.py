@@ -1,4 +1,4 @@
-"""The autoencoder's densities against a second implementation, its initialisation, its errors."""
+"""VAE densities against the reference implementation, initialisation and errors."""
 
 import equinox as eqx
 import jax
@@ -49,7 +49,7 @@ def dense_layers(model):
         *(2, 3),
     ),
 )
-def test_densities_are_those_of_the_second_implementation(sizes, kind, activation):
+def test_densities_match_the_reference_implementation(sizes, kind, activation):
     model = perturbed(make(*SIZES[sizes], observation=kind, activation=activation))
     rng = np.random.default_rng(2)
     x = rng.integers(0, 2, 6) if kind == "bernoulli" else rng.normal(size=6)
@@ -68,7 +68,7 @@ def test_densities_are_those_of_the_second_implementation(sizes, kind, activatio
     assert log_joint == pytest.approx(reference.log_joint(model, x, z), rel=1e-5)
 
 
-def test_draws_of_q_have_the_means_that_the_layers_say():
+def test_posterior_draws_have_the_layer_means():
     model, x = perturbed(make()), jnp.ones(6)
     q = model.posterior(x)
     draws = jax.jit(jax.vmap(q.sample))(jax.random.split(jax.random.key(0), 4000))
@@ -78,7 +78,7 @@ def test_draws_of_q_have_the_means_that_the_layers_say():
             assert_mean(np.asarray(h - mean)[:, j], 0.0, error_at_most=0.05)
 
 
-def test_the_code_of_an_example_is_the_first_layer_of_q():
+def test_encode_returns_the_first_layer_of_q():
     model, x = perturbed(make()), jnp.ones(6)
     net = model.encoder[0]
     mean, scale = model.encode(x)
@@ -95,7 +95,7 @@ def test_the_code_of_an_example_is_the_first_layer_of_q():
         Unknown(np.eye(3), np.zeros(3), 1.0).encode(x[:3])
 
 
-def test_an_ancestral_draw_has_every_layer_and_a_binary_example():
+def test_ancestral_sample_has_every_layer_and_a_binary_example():
     model = make(*SIZES["three layers"])
     z, x = model.sample(jax.random.key(0))
     assert [h.shape for h in z] == [(3,), (1,), (2,)]
@@ -103,7 +103,7 @@ def test_an_ancestral_draw_has_every_layer_and_a_binary_example():
     assert set(np.unique(x)) <= {0.0, 1.0}
 
 
-def test_sizes_can_be_read_off_the_model():
+def test_model_exposes_its_sizes():
     model = make(*SIZES["three layers"], activation="elu")
     assert (model.latent_sizes, model.hidden_sizes) == SIZES["three layers"]
     assert model.activation == "elu"
@@ -134,13 +134,13 @@ def test_weights_are_glorot_uniform_and_biases_zero():
         limit = np.sqrt(6 / sum(layer.weight.shape))
         weights = np.asarray(layer.weight).ravel() / limit
         assert np.abs(weights).max() < 1
-        assert np.abs(weights).max() > 1 - 10 / weights.size  # 10: one in 22,000
+        assert np.abs(weights).max() > 1 - 10 / weights.size  # false alarm: e^-10, one in 22,000
         assert_mean(weights, 0.0, error_at_most=0.05)
         assert_mean(weights**2, 1 / 3, error_at_most=0.03)
         assert not layer.bias.any()
 
 
-def test_every_layer_has_weights_of_its_own():
+def test_layers_are_initialised_independently():
     model = VAE(40, (40, 40, 40), ((40, 40), (40,), (40,)), key=jax.random.key(3))
     weights = np.stack([np.asarray(layer.weight).ravel() for layer in dense_layers(model)])
     correlations = np.corrcoef(weights) - np.eye(len(weights))
@@ -148,12 +148,12 @@ def test_every_layer_has_weights_of_its_own():
     assert np.abs(correlations).max() < 6 / np.sqrt(weights.shape[1])
 
 
-def test_the_seed_decides_the_weights():
+def test_seed_determines_the_weights():
     assert equal(make(seed=0), make(seed=0))
     assert not equal(make(seed=0), make(seed=1))
 
 
-def test_the_output_bias_makes_the_first_reconstruction_the_mean_of_the_data():
+def test_output_bias_makes_the_initial_reconstruction_the_data_mean():
     mean = np.array([0.0, 0.02, 0.1, 0.5, 0.9, 1.0])
     bias = observation("bernoulli", 6).initial_output(mean[None])
     plain, biased = make(), make(output_bias=bias)
@@ -182,6 +182,6 @@ def test_the_output_bias_makes_the_first_reconstruction_the_mean_of_the_data():
         ({"observation": "gaussian", "output_bias": np.zeros(6)}, r"needs \(12,\)"),
     ],
 )
-def test_mistakes_are_user_errors(options, message):
+def test_invalid_arguments_raise_user_errors(options, message):
     with pytest.raises(UserError, match=message):
         make(**options)

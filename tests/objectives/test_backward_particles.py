@@ -1,4 +1,4 @@
-"""Gradients through a few of the particles: exact in expectation, and the bound of all of them."""
+"""Gradients through a few resampled particles: exact in expectation, with the full bound."""
 
 from functools import partial
 
@@ -29,28 +29,28 @@ from reference import STANDARD_ERRORS
 BITS = jnp.float32([1, 0, 1, 1])
 KEY = 3
 
-# Which particles
+# Resampling probabilities and draws
 
-shares_of = st.lists(
+share_lists = st.lists(
     st.one_of(st.just(0.0), st.floats(2.0**-6, 2.0**6, width=32)), min_size=6, max_size=6
 )
-chances_of = jax.jit(resampling_probabilities, static_argnums=1)
-drawn_at = jax.jit(systematic, static_argnums=2)
+probabilities_of = jax.jit(resampling_probabilities, static_argnums=1)
+draw_at = jax.jit(systematic, static_argnums=2)
 
 
-@given(shares_of, st.integers(1, 5))
-def test_chances_sum_to_their_number_and_are_proportional_below_one(shares, count):
-    found = np.float64(chances_of(jnp.float32(shares), count))
+@given(share_lists, st.integers(1, 5))
+def test_probabilities_sum_to_the_count_and_are_proportional_below_one(shares, count):
+    result = np.float64(probabilities_of(jnp.float32(shares), count))
     shares = np.float64(np.float32(shares))
     positive = shares > 0
-    assert (found <= 1).all()
-    assert not found[~positive].any()
-    assert found.sum() == pytest.approx(min(count, positive.sum()), rel=1e-5)
+    assert (result <= 1).all()
+    assert not result[~positive].any()
+    assert result.sum() == pytest.approx(min(count, positive.sum()), rel=1e-5)
     if positive.sum() > count:
-        rest = positive & (found < 1 - 1e-5)
-        slopes = found[rest] / shares[rest]
+        rest = positive & (result < 1 - 1e-5)
+        slopes = result[rest] / shares[rest]
         assert slopes == pytest.approx(np.broadcast_to(slopes.mean(), slopes.shape), rel=1e-3)
-        if rest.any():  # whatever is always drawn is at least as large as the threshold
+        if rest.any():  # certain particles have shares above the threshold
             assert (shares[positive & ~rest] >= (1 - 1e-3) / slopes.mean()).all()
 
 
@@ -67,41 +67,41 @@ def test_chances_sum_to_their_number_and_are_proportional_below_one(shares, coun
         ([1e-30, 3e-30, 0, 0], 1, [0.25, 0.75, 0, 0]),
     ],
 )
-def test_known_chances(shares, count, expected):
+def test_known_probabilities(shares, count, expected):
     assert resampling_probabilities(jnp.float32(shares), count) == pytest.approx(expected, rel=1e-5)
 
 
-@given(shares_of, st.integers(1, 5), st.floats(2.0**-10, 1 - 2.0**-10))
-def test_no_particle_is_drawn_twice_and_those_that_are_certain_always_are(shares, count, u):
+@given(share_lists, st.integers(1, 5), st.floats(2.0**-10, 1 - 2.0**-10))
+def test_no_particle_is_drawn_twice_and_certain_ones_always_are(shares, count, u):
     shares = jnp.float32(shares)
-    index, factor = drawn_at(jnp.float32(u), shares, count)
-    chances = np.asarray(chances_of(shares, count))
+    index, factor = draw_at(jnp.float32(u), shares, count)
+    probabilities = np.asarray(probabilities_of(shares, count))
     drawn = np.asarray(index)[np.asarray(factor) > 0]
     assert len(set(drawn.tolist())) == len(drawn)
-    assert np.asarray(factor)[np.asarray(factor) > 0] == pytest.approx(1 / chances[drawn])
-    assert set(np.flatnonzero(chances == 1)) <= set(drawn.tolist())
+    assert np.asarray(factor)[np.asarray(factor) > 0] == pytest.approx(1 / probabilities[drawn])
+    assert set(np.flatnonzero(probabilities == 1)) <= set(drawn.tolist())
 
 
-def test_a_key_draws_each_particle_with_its_chance():
+def test_particles_are_drawn_with_their_probabilities():
     n, shares = 4000, jnp.float32([5, 0, 2, 1, 0.7, 0.3])
     index, factor = jax.jit(jax.vmap(partial(resample_few, shares=shares, count=2)))(
         jax.random.split(jax.random.key(0), n)
     )
     drawn = np.zeros((n, 6))
     np.put_along_axis(drawn, np.asarray(index), np.asarray(factor > 0), axis=1)
-    chances = np.float64(resampling_probabilities(shares, 2))
-    error = np.sqrt(chances * (1 - chances) / n)
-    assert (np.abs(drawn.mean(axis=0) - chances) <= STANDARD_ERRORS * error).all()
+    probabilities = np.float64(resampling_probabilities(shares, 2))
+    error = np.sqrt(probabilities * (1 - probabilities) / n)
+    assert (np.abs(drawn.mean(axis=0) - probabilities) <= STANDARD_ERRORS * error).all()
     assert error.max() < 0.01
 
 
-# The mean over all that may be drawn
+# Expectations over all draws
 
 
-def every_draw(i):
-    """The i-th of at most k draws that there are, its factors times its chance.
+def weighted_draw(i):
+    """Return the i-th of at most k possible draws, with its factors times its probability.
 
-    A draw has a single uniform number, so that all are those of k intervals between 0 and 1.
+    A draw uses a single uniform number, so that k intervals of [0, 1] cover all draws.
     """
 
     def draw(key, shares, count):  # noqa: ARG001
@@ -114,8 +114,8 @@ def every_draw(i):
     return draw
 
 
-def flat(made, model, x, tuned):
-    """The gradient in the model, and in what is learned beside it, both flat."""
+def flat_gradients(made, model, x, tuned):
+    """Return the gradients in the model and in the objective's own parameters, both flat."""
     extra = made.init()
     extra = extra if tuned is None else extra._replace(tuned=tuned)
 
@@ -125,16 +125,16 @@ def flat(made, model, x, tuned):
         return made.terms(given, example, key, extra._replace(learned=both[1]))[0]
 
     grads = eqx.filter_grad(value)((model, extra.learned))
-    # What is learned beside the model has its gradient in every draw.
+    # The objective's own parameters have their full gradient in every draw.
     return ravel_pytree(eqx.filter(grads[0], eqx.is_inexact_array))[0], ravel_pytree(grads[1])[0]
 
 
-def mean_and_whole(monkeypatch, declaration, model, x, tuned=None):
-    """The gradients of every draw times its chance `[k, n]`, and that through all particles."""
+def weighted_and_full_gradients(monkeypatch, declaration, model, x, tuned=None):
+    """Return the gradient of every draw times its probability `[k, n]`, and the full gradient."""
     now, d = {}, check_compatibility(declaration)
 
     def draw(*arguments):
-        return every_draw(now["i"])(*arguments)
+        return weighted_draw(now["i"])(*arguments)
 
     def with_draw(*arguments, **options):
         return bound(*arguments, **options, draw=draw)
@@ -146,17 +146,17 @@ def mean_and_whole(monkeypatch, declaration, model, x, tuned=None):
 
     def one(i):
         now["i"] = i
-        return flat(some, model, x, tuned)
+        return flat_gradients(some, model, x, tuned)
 
     draws, learned = jax.jit(jax.vmap(one))(jnp.arange(declared_particles(d)))
-    whole, its = eqx.filter_jit(flat)(every, model, x, tuned)
-    assert np.asarray(learned) == pytest.approx(np.broadcast_to(its, learned.shape), rel=1e-5)
-    return np.float64(draws), np.float64(whole)
+    full, expected = eqx.filter_jit(flat_gradients)(every, model, x, tuned)
+    assert np.asarray(learned) == pytest.approx(np.broadcast_to(expected, learned.shape), rel=1e-5)
+    return np.float64(draws), np.float64(full)
 
 
-def assert_exact(draws, whole):
-    scale = np.abs(whole).max()
-    assert np.abs(draws.sum(axis=0) - whole).max() < 2e-5 * scale
+def assert_exact(draws, full):
+    scale = np.abs(full).max()
+    assert np.abs(draws.sum(axis=0) - full).max() < 2e-5 * scale
     return scale
 
 
@@ -178,39 +178,39 @@ CASES = {
 }
 
 
-def declared(words, backward, **options):
-    return Declaration(**{"k": 4, **CASES[words], "backward": backward, **options})
+def declared(case, backward, **options):
+    return Declaration(**{"k": 4, **CASES[case], "backward": backward, **options})
 
 
-SIZES = [(words, 2) for words in CASES]
-SIZES += [(words, n) for words in ("iwae", "iwae dreg", "piwae dreg") for n in (1, 3)]
+SIZES = [(case, 2) for case in CASES]
+SIZES += [(case, n) for case in ("iwae", "iwae dreg", "piwae dreg") for n in (1, 3)]
 FEW = [SIZES.index(size) for size in (("piwae dreg", 3), ("rws-dreg", 2))]
 
 
-@pytest.mark.parametrize(("words", "backward"), quick_rows(SIZES, *FEW))
-def test_the_mean_over_the_draw_is_the_gradient_through_all(monkeypatch, words, backward):
+@pytest.mark.parametrize(("case", "backward"), quick_rows(SIZES, *FEW))
+def test_expected_gradient_is_the_full_gradient(monkeypatch, case, backward):
     model = shallow() if backward == 2 else deep()
-    draws, whole = mean_and_whole(monkeypatch, declared(words, backward), model, BITS)
-    scale = assert_exact(draws, whole)
-    if "elbo" not in words:  # one draw alone is another gradient
-        assert np.abs(draws - whole).max() > 1e-3 * scale
+    draws, full = weighted_and_full_gradients(monkeypatch, declared(case, backward), model, BITS)
+    scale = assert_exact(draws, full)
+    if "elbo" not in case:  # a single draw has a different gradient
+        assert np.abs(draws - full).max() > 1e-3 * scale
 
 
 WARM = {"kl_steps": jnp.int32(4)}
 CHANGED = {
-    "a warm-up": ({"kl_warmup_steps": 10}, "iwae", WARM),
-    "a warm-up of dreg": ({"kl_warmup_steps": 10}, "iwae dreg", WARM),
+    "warm-up": ({"kl_warmup_steps": 10}, "iwae", WARM),
+    "warm-up of dreg": ({"kl_warmup_steps": 10}, "iwae dreg", WARM),
     "free bits": ({"free_bits": 0.05}, "iwae", None),
-    "a chunk": ({"chunk": 3}, "iwae dreg", None),
-    "a chunk smaller than the draw": ({"chunk": 1}, "piwae dreg", None),
+    "chunks": ({"chunk": 3}, "iwae dreg", None),
+    "chunks smaller than the draw": ({"chunk": 1}, "piwae dreg", None),
 }
 
 
-@pytest.mark.parametrize("words", quick(CHANGED, "a chunk smaller than the draw"))
-def test_the_mean_is_the_same_with(monkeypatch, words):
-    options, of, tuned = CHANGED[words]
-    declaration = declared(of, 2, **options)
-    assert_exact(*mean_and_whole(monkeypatch, declaration, shallow(), BITS, tuned))
+@pytest.mark.parametrize("case", quick(CHANGED, "chunks smaller than the draw"))
+def test_expected_gradient_is_unchanged_by(monkeypatch, case):
+    options, base, tuned = CHANGED[case]
+    declaration = declared(base, 2, **options)
+    assert_exact(*weighted_and_full_gradients(monkeypatch, declaration, shallow(), BITS, tuned))
 
 
 def with_missing_values():
@@ -221,28 +221,28 @@ def with_missing_values():
 def with_labels():
     shape = {"latent_sizes": (2,), "hidden_sizes": ((5,),), "key": jax.random.key(1)}
     model = ConditionalVAE(VAE(4, **shape), 3, learned_prior=True)
-    return model, jnp.float32([1, 0, 0, 1, 0, 0, 1])  # the last three are of the label
+    return model, jnp.float32([1, 0, 0, 1, 0, 0, 1])  # the last three encode the label
 
 
 MODELS = {"missing values": with_missing_values, "labels": with_labels}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", MODELS)
-def test_the_mean_is_exact_for_models_of(monkeypatch, words):
-    model, x = MODELS[words]()
-    draws, whole = mean_and_whole(monkeypatch, declared("iwae dreg", 2), model, x)
+@pytest.mark.parametrize("case", MODELS)
+def test_expected_gradient_is_exact_for_models_with(monkeypatch, case):
+    model, x = MODELS[case]()
+    draws, full = weighted_and_full_gradients(monkeypatch, declared("iwae dreg", 2), model, x)
     assert np.isfinite(draws).all()
-    assert_exact(draws, whole)
+    assert_exact(draws, full)
 
 
-# The bound, and what it is drawn by
+# The bound and the shares of the draw
 
 
 def drawn_with(reduction, backward, keys):
-    """The key of the draw, its probabilities and the drawn indices, for each key."""
+    """Return the key of the draw, its shares and the drawn indices, for each key."""
 
-    def of(key):
+    def one(key):
         notes = []
 
         def draw(key, shares, count):
@@ -253,10 +253,10 @@ def drawn_with(reduction, backward, keys):
         bound(reduction, k=4, backward=backward, draw=draw)(shallow(), BITS, key)
         return notes[0]
 
-    return jax.jit(jax.vmap(of))(keys)
+    return jax.jit(jax.vmap(one))(keys)
 
 
-def test_particles_are_drawn_by_their_part_in_the_gradient_and_a_key_of_their_own():
+def test_particles_are_drawn_by_normalised_weights_with_a_separate_key():
     drawn_by, shares, _ = drawn_with(iwae, 2, jax.random.key(KEY)[None])
     key = jax.random.key(KEY)
     log_w = eqx.filter_jit(importance_particles)(shallow(), BITS, key, 4)[0].log_w
@@ -266,43 +266,43 @@ def test_particles_are_drawn_by_their_part_in_the_gradient_and_a_key_of_their_ow
     assert not any((drawn_by[0] == other).all() for other in others)
 
 
-def test_the_draws_of_two_keys_differ():
+def test_draws_differ_between_keys():
     keys = jax.vmap(jax.random.key)(jnp.arange(8))
     assert len(set(np.asarray(drawn_with(elbo, 1, keys)[2]).ravel().tolist())) > 1
 
 
-@pytest.mark.parametrize("words", quick(CASES, "iwae"))
-def test_the_bound_is_that_of_all_particles(words):
-    def of(backward):
-        made = build_objective(declared(words, backward))
+@pytest.mark.parametrize("case", quick(CASES, "iwae"))
+def test_bound_is_that_of_all_particles(case):
+    def evaluate(backward):
+        made = build_objective(declared(case, backward))
         return eqx.filter_jit(made.terms)(shallow(), BITS, jax.random.key(KEY), made.init())
 
-    (value, info), (its, its_info) = of(2), of(None)
-    assert float(value) == pytest.approx(float(its), rel=1e-6)
-    assert float(info["iwae"]) == pytest.approx(float(its_info["iwae"]), rel=1e-6)
+    (value, info), (full, full_info) = evaluate(2), evaluate(None)
+    assert float(value) == pytest.approx(float(full), rel=1e-6)
+    assert float(info["iwae"]) == pytest.approx(float(full_info["iwae"]), rel=1e-6)
 
 
 @pytest.mark.parametrize("backward", quick([4, 9], 4))
-def test_through_as_many_as_there_are_is_the_plain_gradient_bit_for_bit(backward):
-    def of(backward):
+def test_backward_through_all_particles_is_the_plain_gradient(backward):
+    def evaluate(backward):
         made = build_objective(declared("piwae dreg", backward))
-        return eqx.filter_jit(flat)(made, shallow(), BITS, None)[0]
+        return eqx.filter_jit(flat_gradients)(made, shallow(), BITS, None)[0]
 
-    np.testing.assert_array_equal(of(backward), of(None))
+    np.testing.assert_array_equal(evaluate(backward), evaluate(None))
 
 
 @pytest.mark.slow
-def test_the_gradient_of_the_largest_weight_needs_one_particle():
+def test_vr_max_gradient_needs_one_particle():
     model = deep()
-    some, whole = (
+    some, full = (
         gradient(bound(vr_max, k=4, backward=backward), model, BITS, KEY) for backward in (1, None)
     )
-    some, whole = (np.float64(ravel_pytree(each)[0]) for each in (some, whole))
-    assert_close(some, whole, model, 1e-5)
+    some, full = (np.float64(ravel_pytree(each)[0]) for each in (some, full))
+    assert_close(some, full, model, 1e-5)
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "why"),
+    ("name", "options", "reason"),
     [
         ("tvo", {}, "whose derivatives in the log weights may be negative"),
         ("elbo-analytic", {}, "whose particles all count equally: use a smaller k"),
@@ -311,13 +311,13 @@ def test_the_gradient_of_the_largest_weight_needs_one_particle():
         ("iwae", {"gradient": "gdreg"}, "gdreg, which is not a table of coefficients: use dreg"),
     ],
 )
-def test_what_no_few_particles_can_be_drawn_of_is_refused(name, options, why):
-    with pytest.raises(UserError, match=rf"backward does not work with .*{why}"):
+def test_objectives_without_backward_particles_reject_them(name, options, reason):
+    with pytest.raises(UserError, match=rf"backward does not work with .*{reason}"):
         objective(name, 4, backward=2, **options)
     objective(name, 4, **options)
 
 
-def test_a_number_of_particles_that_is_none_is_refused():
+def test_invalid_number_of_backward_particles_is_rejected():
     for make in (partial(objective, "iwae", 4), partial(bound, iwae, k=4)):
         with pytest.raises(UserError, match=r"backward is 0; a gradient needs at least 1"):
             make(backward=0)
@@ -326,7 +326,7 @@ def test_a_number_of_particles_that_is_none_is_refused():
 
 
 def temporary_bytes(k, **options):
-    """Memory beside arguments and results of the gradient of ten examples."""
+    """Return the temporary memory of the gradient of ten examples."""
     made = objective("iwae", k, gradient="dreg", **options)
     model, xs = shallow(), jnp.zeros((10, 4))
 
@@ -340,8 +340,8 @@ def temporary_bytes(k, **options):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_particles():
-    few_of = [temporary_bytes(k, chunk=50, backward=8) for k in (500, 5000)]
+    few = [temporary_bytes(k, chunk=50, backward=8) for k in (500, 5000)]
     every = [temporary_bytes(k, chunk=k) for k in (500, 5000)]
     assert every[1] > 8 * every[0]
-    assert few_of[1] < 3 * few_of[0]
-    assert few_of[1] < every[1] / 8
+    assert few[1] < 3 * few[0]
+    assert few[1] < every[1] / 8

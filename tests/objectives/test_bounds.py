@@ -1,4 +1,4 @@
-"""Bounds on log p(x): identities, known values, and how they grow with k."""
+"""Bounds on log p(x): identities, known values and growth with k."""
 
 from functools import partial
 from itertools import pairwise
@@ -33,7 +33,7 @@ finite_weights = st.one_of(  # few lengths, as each is compiled
 
 
 def values(objective, model, x, n, seed=0):
-    """The objective for n keys, float64."""
+    """Return the objective for n keys, float64."""
     keys = jax.random.split(jax.random.key(seed), n)
     return np.float64(jax.jit(jax.vmap(lambda key: objective(model, x, key)))(keys))
 
@@ -48,13 +48,13 @@ def vae():
 
 
 @pytest.mark.parametrize("name", quick(["elbo", "vae", "iwae"], "iwae"))
-def test_with_one_particle_every_bound_is_the_log_weight(name):
+def test_every_bound_of_one_particle_is_the_log_weight(name):
     model = LinearGaussian.random(q_shift=0.5)
     expected = values(lambda *args: log_weights(*args, 1)[0], model, X, 3)
     assert values(objective(name, 1), model, X, 3) == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_analytic_elbo_is_the_reconstruction_less_the_divergence(vae):
+def test_analytic_elbo_is_reconstruction_minus_divergence(vae):
     x, key = np.array([1.0, 0, 1]), jax.random.key(0)
     (h,), _ = eqx.filter_jit(importance_particles)(vae, jnp.float32(x), key, 5)[0]
     mean, sd = reference.gaussian(vae.encoder[0], x)
@@ -64,7 +64,7 @@ def test_the_analytic_elbo_is_the_reconstruction_less_the_divergence(vae):
     assert value == pytest.approx(expected, rel=1e-5)
 
 
-def test_with_the_exact_posterior_every_bound_is_the_evidence():
+def test_every_bound_is_the_evidence_under_the_exact_posterior():
     model = LinearGaussian.random()
     for name in ("elbo", "iwae"):
         expected = np.full(2, float(model.log_evidence(X)))
@@ -72,7 +72,7 @@ def test_with_the_exact_posterior_every_bound_is_the_evidence():
 
 
 @given(finite_weights, st.floats(-1e3, 1e3, width=32))
-def test_bounds_move_with_the_weights_and_lie_between_mean_and_maximum(log_w, shift):
+def test_bounds_shift_with_the_weights_and_lie_between_mean_and_maximum(log_w, shift):
     log_w = jnp.float32(log_w)
     for reduction in (elbo, iwae):
         moved = float(reduction(log_w + jnp.float32(shift)))
@@ -80,7 +80,7 @@ def test_bounds_move_with_the_weights_and_lie_between_mean_and_maximum(log_w, sh
     assert elbo(log_w) - 0.01 <= iwae(log_w) <= log_w.max() + 0.01
 
 
-def test_a_weight_of_zero_counts_and_is_harmless():
+def test_zero_weight_counts_and_keeps_the_gradient_finite():
     log_w = jnp.float32([-1e4, -jnp.inf])
     assert iwae(log_w) == pytest.approx(-1e4 - np.log(2))
     assert jax.grad(iwae)(log_w) == pytest.approx([1.0, 0.0])
@@ -90,7 +90,7 @@ def test_a_weight_of_zero_counts_and_is_harmless():
 # Known values
 
 
-def test_the_elbo_is_the_evidence_less_the_divergence_from_the_posterior():
+def test_elbo_is_the_evidence_minus_the_divergence_from_the_posterior():
     shift, scale = np.array([0.4, -0.2]), 1.3
     model = LinearGaussian.random(q_shift=shift, q_scale=scale)
     covariance = np.float64(model.exact_posterior(X).covariance_matrix)
@@ -98,10 +98,10 @@ def test_the_elbo_is_the_evidence_less_the_divergence_from_the_posterior():
     divergence = (2 * scale**2 + mahalanobis - 2 - 4 * np.log(scale)) / 2
     expected = float(model.log_evidence(X)) - divergence
     assert_mean(values(bound(elbo, k=4), model, X, 4000), expected, error_at_most=0.02)
-    assert divergence > 0.4  # 20 of those errors: leaving it out would be seen
+    assert divergence > 0.4  # 20 such errors: omitting it would be detected
 
 
-def test_the_analytic_elbo_has_the_same_mean_as_the_elbo(vae):
+def test_analytic_elbo_has_the_same_mean_as_the_elbo(vae):
     x = jnp.float32([1, 0, 1])
     sampled, analytic = (values(objective(n, 2), vae, x, 4000) for n in ("elbo", "elbo-analytic"))
     assert_mean(sampled - analytic, 0.0, error_at_most=0.05)
@@ -109,9 +109,9 @@ def test_the_analytic_elbo_has_the_same_mean_as_the_elbo(vae):
 
 
 @pytest.mark.slow
-def test_the_bound_rises_with_k_towards_the_evidence():
+def test_bound_increases_with_k_towards_the_evidence():
     model = LinearGaussian.random(q_shift=0.5, q_scale=1.5)
-    # Keys are shared, so that the particles of a smaller k are among those of a larger one.
+    # Keys are shared, so that the particles of a smaller k are among those of a larger k.
     bounds = [values(bound(iwae, k=k), model, X, 2000) for k in (1, 4, 64)]
     for lower, higher in pairwise(bounds):
         assert distance(higher - lower, 0.0) > STANDARD_ERRORS
@@ -127,47 +127,47 @@ def without_log_q(model, x, key, k):
 
 
 FAULTS = {
-    "the mean for the log-mean-exp": (
+    "mean instead of log-mean-exp": (
         *(vars(bounds), "log_mean_exp", jnp.mean),
-        test_the_bound_rises_with_k_towards_the_evidence,
+        test_bound_increases_with_k_towards_the_evidence,
     ),
-    "the maximum for the log-mean-exp": (
+    "maximum instead of log-mean-exp": (
         *(vars(bounds), "log_mean_exp", jnp.max),
-        test_the_bound_rises_with_k_towards_the_evidence,
+        test_bound_increases_with_k_towards_the_evidence,
     ),
-    "no 1/k in the log-mean-exp": (
+    "log-mean-exp without 1/k": (
         *(vars(bounds), "log_mean_exp", jax.nn.logsumexp),
-        test_with_the_exact_posterior_every_bound_is_the_evidence,
+        test_every_bound_is_the_evidence_under_the_exact_posterior,
     ),
-    "no 1/k in the elbo": (
+    "elbo without 1/k": (
         *(globals(), "elbo", jnp.sum),
-        test_the_elbo_is_the_evidence_less_the_divergence_from_the_posterior,
+        test_elbo_is_the_evidence_minus_the_divergence_from_the_posterior,
     ),
-    "another bound for the elbo": (
+    "iwae instead of elbo": (
         *(globals(), "elbo", iwae),
-        test_the_elbo_is_the_evidence_less_the_divergence_from_the_posterior,
+        test_elbo_is_the_evidence_minus_the_divergence_from_the_posterior,
     ),
-    "no log q in the elbo": (
+    "elbo without log q": (
         *(globals(), "bound", partial(bound, sampler=without_log_q)),
-        test_the_elbo_is_the_evidence_less_the_divergence_from_the_posterior,
+        test_elbo_is_the_evidence_minus_the_divergence_from_the_posterior,
     ),
-    "no log q in the log-mean-exp": (
+    "log-mean-exp without log q": (
         *(globals(), "bound", partial(bound, sampler=without_log_q)),
-        test_the_bound_rises_with_k_towards_the_evidence,
+        test_bound_increases_with_k_towards_the_evidence,
     ),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_would_be_seen(monkeypatch, fault):
+def test_planted_fault_is_detected(monkeypatch, fault):
     *place, oracle = FAULTS[fault]
     monkeypatch.setitem(*place)
     with pytest.raises(AssertionError):
         oracle()
 
 
-def test_gradients_are_finite_where_weights_are_far_below_zero():
+def test_gradients_are_finite_for_very_small_weights():
     model = LinearGaussian.random(q_shift=30.0)
     for name in ("elbo", "iwae"):
         value, gradient = eqx.filter_jit(eqx.filter_value_and_grad(objective(name, 3)))(
@@ -180,32 +180,32 @@ def test_gradients_are_finite_where_weights_are_far_below_zero():
 # Names
 
 
-def of_name(name):
+def named_objective(name):
     needed = {"m": 2, "alpha": 0.3, "beta": 0.4}
     return objective(name, 3, **{o: needed[o] for o in OBJECTIVES[name].options if o in needed})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_name_makes_an_objective(vae, name):
-    assert np.isfinite(values(of_name(name), vae, jnp.ones(3), 1)).all()
+def test_every_named_objective_is_finite(vae, name):
+    assert np.isfinite(values(named_objective(name), vae, jnp.ones(3), 1)).all()
 
 
-def test_a_name_is_always_the_same_objective():
-    """So that it is compiled once."""
-    assert all(of_name(name) is of_name(name) for name in OBJECTIVES)
+def test_named_objectives_are_cached():
+    """The same object is returned, so that it is compiled once."""
+    assert all(named_objective(name) is named_objective(name) for name in OBJECTIVES)
 
 
 @pytest.mark.parametrize(
     ("name", "hint"),
     [("iwea", "did you mean iwae"), ("ELBO", "did you mean elbo"), ("qqq", "known")],
 )
-def test_an_unknown_name_is_a_user_error_with_the_nearest_known_one(name, hint):
+def test_unknown_name_error_suggests_the_nearest_known_one(name, hint):
     with pytest.raises(UserError, match=f"no objective '{name}'; {hint}"):
         objective(name, 1)
 
 
-def test_no_particles_are_a_user_error():
+def test_fewer_than_one_particle_is_a_user_error():
     with pytest.raises(UserError, match="k is 0"):
         objective("iwae", 0)
     for make in (lambda k: bound(iwae, k=k), lambda k: analytic_elbo_objective(k=k)):
@@ -214,7 +214,7 @@ def test_no_particles_are_a_user_error():
 
 
 @pytest.mark.parametrize("layers", [0, 2])
-def test_the_analytic_elbo_refuses_models_without_a_closed_form(layers):
+def test_analytic_elbo_rejects_models_without_a_closed_form(layers):
     model = LinearGaussian.random()
     if layers:
         model = VAE(3, (2, 2), ((), ()), key=jax.random.key(0))

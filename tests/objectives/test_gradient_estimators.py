@@ -1,4 +1,4 @@
-"""Gradient estimators against each other and against the papers; what must not learn, does not."""
+"""Gradient estimators against each other and the papers, and the halves that they reach."""
 
 from functools import partial
 
@@ -50,40 +50,42 @@ from iwae.objectives.wake_sleep import asleep as log_q_asleep
 from iwae.testing import LinearGaussian
 from reference import STANDARD_ERRORS, equal
 
-# Against each other
+# Comparisons of estimators
 
 
 @pytest.mark.parametrize(
-    ("name", "encoders"),
+    ("name", "encoder_estimator"),
     [pytest.param("iwae", "dreg", marks=pytest.mark.slow), ("elbo", "stl")],
 )
-def test_gdreg_adds_the_priors_part_to_what_the_encoder_has_without_it(name, encoders):
+def test_gdreg_changes_only_the_gradient_of_the_prior(name, encoder_estimator):
     model = deep()
-    a, b = (gradient(objective(name, 4, gradient=g), model, BITS) for g in (encoders, "gdreg"))
+    a, b = (
+        gradient(objective(name, 4, gradient=g), model, BITS) for g in (encoder_estimator, "gdreg")
+    )
     assert_same(a.encoder, b.encoder)
     assert_same(a.decoder_hidden, b.decoder_hidden)
     assert size(jax.tree.map(lambda x, y: x - y, a.prior_nets, b.prior_nets)) > 0.1
 
 
 @pytest.mark.slow
-def test_decoder_gradients_do_not_depend_on_the_encoders_estimator():
+def test_decoder_gradients_do_not_depend_on_the_encoder_estimator():
     model = deep()
     plain = gradient(objective("iwae", 5), model, BITS)
     others = [objective("iwae", 5, gradient=g) for g in ("stl", "dreg")]
     others += [objective("iwae", 5, gradient="dreg-alpha", alpha=0.3), objective("rws", 5)]
     for other in others:
-        its = gradient(other, model, BITS)
+        result = gradient(other, model, BITS)
         for part in ("prior_nets", "decoder_hidden", "output"):
-            assert_same(getattr(its, part), getattr(plain, part))
-        assert size(jax.tree.map(lambda a, b: a - b, its.encoder, plain.encoder)) > 1e-2
+            assert_same(getattr(result, part), getattr(plain, part))
+        assert size(jax.tree.map(lambda a, b: a - b, result.encoder, plain.encoder)) > 1e-2
 
 
-# Tables
+# Coefficients
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("m", "k"), [(1, 3), (3, 2)])
-def test_second_derivatives_in_closed_form_are_those_of_autodiff(m, k):
+def test_closed_form_second_derivatives_match_autodiff(m, k):
     log_w = jnp.float32(np.random.default_rng(0).normal(size=m * k) * 3)
     betas = tvo_schedule("log", 4)
     for reduction in (
@@ -97,7 +99,7 @@ def test_second_derivatives_in_closed_form_are_those_of_autodiff(m, k):
         )
 
 
-def test_the_coefficients_of_dreg_are_those_of_the_papers():
+def test_dreg_coefficients_match_the_papers():
     log_w, k, alpha = jnp.float32([0.3, -2.0, 1.0, 0.0]), 4, 0.3
     each = np.float64(log_w)
     w, v = softmax(each), softmax((1 - alpha) * each)
@@ -114,14 +116,14 @@ def test_the_coefficients_of_dreg_are_those_of_the_papers():
     }
     for reduction, path in published.items():
         assert np.asarray(path_of(dreg(), reduction)) == pytest.approx(path, rel=1e-4)
-    found = path_of(dreg_alpha(0.3), iwae)
-    assert np.asarray(found) == pytest.approx(0.3 * w + 0.4 * w**2, rel=1e-4)
-    found = path_of(rws_dreg_gradient(), iwae)
-    assert np.asarray(found) == pytest.approx(w - w**2, rel=1e-4)
+    result = path_of(dreg_alpha(0.3), iwae)
+    assert np.asarray(result) == pytest.approx(0.3 * w + 0.4 * w**2, rel=1e-4)
+    result = path_of(rws_dreg_gradient(), iwae)
+    assert np.asarray(result) == pytest.approx(w - w**2, rel=1e-4)
 
 
-def test_the_covariances_of_the_tvo_are_the_slopes_of_its_weighted_sums():
-    """With the draws, and so the density that they have, held fixed (Masrani et al., eq. 13)."""
+def test_tvo_covariances_are_the_gradients_of_its_weighted_sums():
+    """The draws, and so their density, are held fixed (Masrani et al., eq. 13)."""
     rng = np.random.default_rng(0)
     log_p, log_q = jnp.float32(rng.normal(size=(2, 5)) * 2)
     betas = (0.0, 0.3, 0.6, 1.0)
@@ -145,11 +147,11 @@ def test_the_covariances_of_the_tvo_are_the_slopes_of_its_weighted_sums():
     assert np.asarray(table.score) == pytest.approx(-np.asarray(encoder), abs=1e-5)
 
 
-# Routing
+# Gradients of the decoder and of the encoder
 
 
 @pytest.mark.slow
-def test_the_half_that_must_not_learn_gets_exactly_nothing():
+def test_excluded_half_has_exactly_zero_gradient():
     model = deep()
     decoder_only = gradient(wake(importance_particles, k=3), model, BITS)
     assert size(decoder_only.encoder) == 0
@@ -157,34 +159,34 @@ def test_the_half_that_must_not_learn_gets_exactly_nothing():
     asleep = bound(iwae, k=3, estimator=WAKE_DECODER)
     assert size(gradient(asleep, model, BITS).encoder) == 0
     for name, options in {"aiwae": {}, "piwae": {"m": 2}, "rws": {"phase": "sleep"}}.items():
-        whole = gradient(objective(name, 3, **options), model, BITS)
-        assert size(whole.encoder) > 0
-        assert size(whole.output) > 0
+        full = gradient(objective(name, 3, **options), model, BITS)
+        assert size(full.encoder) > 0
+        assert size(full.output) > 0
     sleep_only = gradient(lambda model, x, key: log_q_asleep(model, key), model, BITS)  # noqa: ARG005
     assert size(sleep_only.encoder) > 0
     assert size((sleep_only.output, sleep_only.prior_nets, sleep_only.decoder_hidden)) == 0
     for part in ("decoder", "encoder"):
         other = bound(lambda log_w: 0.0 * jnp.sum(log_w), k=1)
         halves = {"decoder": other, "encoder": other, part: bound(iwae, k=3)}
-        its = gradient(split_halves(**halves), model, BITS)
-        assert (size(its.encoder) > 0) == (part == "encoder")
-        assert (size(its.output) > 0) == (size(its.prior_nets) > 0) == (part == "decoder")
+        result = gradient(split_halves(**halves), model, BITS)
+        assert (size(result.encoder) > 0) == (part == "encoder")
+        assert (size(result.output) > 0) == (size(result.prior_nets) > 0) == (part == "decoder")
 
 
 @pytest.mark.slow
-def test_the_halves_of_aiwae_climb_the_elbo_and_the_annealed_particles():
+def test_aiwae_encoder_maximises_the_elbo_and_its_decoder_the_annealed_bound():
     model = deep()
-    ours = gradient(objective("aiwae", 3, encoder_objective="elbo"), model, BITS)
-    assert_same(ours.encoder, gradient(bound(elbo, k=1), model, BITS).encoder)
+    result = gradient(objective("aiwae", 3, encoder_objective="elbo"), model, BITS)
+    assert_same(result.encoder, gradient(bound(elbo, k=1), model, BITS).encoder)
     options = {"betas": np.linspace(0, 1, 5).tolist(), "step_size": 0.1, "n_leapfrog": 5}
     decoder = gradient(wake(partial(annealed_particles, **options), k=3), model, BITS)
     assert size(decoder.encoder) == 0
     for part in ("prior_nets", "decoder_hidden", "output"):
-        assert_same(getattr(ours, part), getattr(decoder, part))
+        assert_same(getattr(result, part), getattr(decoder, part))
 
 
 def expected_log_q(model, p):
-    """E[log q(z|x)] over draws (z, x) of the linear model p, nats, but for a constant."""
+    """Return E[log q(z|x)] over draws (z, x) of the linear model p, in nats, up to a constant."""
     w, noise = p.weight, jnp.exp(2 * p.log_scale)
     of_x = w @ w.T + noise * jnp.eye(len(w))
     a = model.q_weight
@@ -196,7 +198,7 @@ def expected_log_q(model, p):
     return -spread / 2 - jnp.sum(jnp.log(jnp.diag(tril)))
 
 
-def test_sleep_teaches_q_what_the_model_draws():
+def test_sleep_gradient_fits_q_to_draws_of_the_model():
     model = LinearGaussian.random(q_shift=0.4, q_scale=0.7)
     exact = ravel_pytree(eqx.filter_jit(eqx.filter_grad(expected_log_q))(model, model))[0]
     maximised = objective("rws", 2, phase="sleep")
@@ -213,30 +215,32 @@ def test_sleep_teaches_q_what_the_model_draws():
 
 
 @pytest.mark.slow
-def test_sleep_has_nothing_to_teach_the_exact_posterior():
+def test_sleep_gradient_of_the_exact_posterior_is_zero():
     model = LinearGaussian.random()
     exact = eqx.filter_grad(expected_log_q)(model, model)
     assert size((exact.q_weight, exact.q_bias, exact.q_tril)) < 1e-3
     draws = gradient_draws(objective("rws", 2, phase="sleep"), model, LINEAR.x, 4000)
-    its = np.concatenate([at for name, at in parameter_indices(model).items() if is_encoder(name)])
-    assert z_scores(draws[:, its], 0.0).max() < STANDARD_ERRORS
+    of_encoder = np.concatenate(
+        [at for name, at in parameter_indices(model).items() if is_encoder(name)]
+    )
+    assert z_scores(draws[:, of_encoder], 0.0).max() < STANDARD_ERRORS
 
 
 @pytest.mark.parametrize("name", quick(["score", "rws-dreg"], "rws-dreg"))
-def test_both_phases_are_the_mean_of_the_two(name):
+def test_both_phases_average_the_wake_and_sleep_gradients(name):
     model, key = deep(), jax.random.key(0)  # draws of its lower layer depend on the decoder
     wake_key, sleep_key = jax.random.split(key)
     awake = gradient(objective("rws", 3, gradient=name), model, BITS, wake_key)
     asleep = gradient(lambda model, _, key: log_q_asleep(model, key), model, BITS, sleep_key)
     both = objective("rws", 3, phase="both", gradient=name)
-    ours = gradient(both, model, BITS, jax.random.clone(key))
+    result = gradient(both, model, BITS, jax.random.clone(key))
     halves = jax.tree.map(lambda a, b: (a + b) / 2, awake.encoder, asleep.encoder)
-    assert_same(ours.encoder, halves)
+    assert_same(result.encoder, halves)
     for part in ("prior_nets", "decoder_hidden", "output"):
-        assert_same(getattr(ours, part), getattr(awake, part))
+        assert_same(getattr(result, part), getattr(awake, part))
 
 
-def test_piwae_is_the_split_of_its_two_bounds():
+def test_piwae_splits_its_two_bounds_between_the_halves():
     model = shallow()
     apart = split_halves(decoder=bound(iwae, k=6), encoder=grouped_importance_objective(m=3, k=2))
     assert_same(gradient(objective("piwae", 2, m=3), model, BITS), gradient(apart, model, BITS))
@@ -245,29 +249,29 @@ def test_piwae_is_the_split_of_its_two_bounds():
 
 
 @pytest.mark.slow
-def test_neither_half_of_piwae_learns_from_the_bound_of_the_other():
-    """Nothing reaches the encoder by way of the decoder's bound, nor the other way about."""
+def test_piwae_halves_do_not_learn_from_each_others_bound():
+    """The decoder's bound has no gradient in the encoder, and vice versa."""
     nothing = Estimator(lambda _, log_w: Coefficients(*3 * (jnp.zeros_like(log_w),)), score=False)
 
     def maximised(decoder, encoder):
         estimator = piwae_gradient(decoder, encoder)
         return gradient(bound(partial(miwae, m=3), k=6, estimator=estimator), deep(), BITS)
 
-    decoder_only, whole = (maximised(iwae, encoder) for encoder in (nothing, stl()))
+    decoder_only, full = (maximised(iwae, encoder) for encoder in (nothing, stl()))
     assert size(decoder_only.encoder) == 0
-    assert size(whole.encoder) > 0
+    assert size(full.encoder) > 0
     for part in ("prior_nets", "decoder_hidden", "output"):
-        assert equal(getattr(decoder_only, part), getattr(whole, part))
-        assert size(getattr(whole, part)) > 0
+        assert equal(getattr(decoder_only, part), getattr(full, part))
+        assert size(getattr(full, part)) > 0
     other = maximised(elbo, stl())
-    assert_same(other.encoder, whole.encoder)
-    assert size(jax.tree.map(lambda a, b: a - b, other.output, whole.output)) > 1e-2
+    assert_same(other.encoder, full.encoder)
+    assert size(jax.tree.map(lambda a, b: a - b, other.output, full.output)) > 1e-2
 
 
 @pytest.mark.parametrize(
     "k", [4, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2, 3, 5, 6))]
 )
-def test_aiwae_of_two_temperatures_without_the_last_move_is_iwae_for_the_decoder(monkeypatch, k):
+def test_two_temperature_aiwae_without_moves_is_iwae_for_the_decoder(monkeypatch, k):
     still = partial(annealed_particles, last_move=False)
     monkeypatch.setattr(aiwae, "annealed_particles", still)
     model, key = shallow(), jax.random.key(0)
@@ -280,15 +284,15 @@ def test_aiwae_of_two_temperatures_without_the_last_move_is_iwae_for_the_decoder
 
     z, log_q = drawn(key)
 
-    def iwae_there(model, x, _):  # IWAE at the same draws of q
+    def iwae_at_the_draws(model, x, _):  # IWAE at the same draws of q
         return iwae(jax.vmap(lambda z: model.log_joint(x, z))(z) - log_q)
 
-    ours, its = gradient(made, model, BITS), gradient(iwae_there, model, BITS)
+    result, iwae_gradient = gradient(made, model, BITS), gradient(iwae_at_the_draws, model, BITS)
     for part in ("decoder_hidden", "output"):
-        assert_same(getattr(ours, part), getattr(its, part))
-    assert_same(ours.encoder, gradient(bound(elbo, k=1), model, BITS).encoder)
+        assert_same(getattr(result, part), getattr(iwae_gradient, part))
+    assert_same(result.encoder, gradient(bound(elbo, k=1), model, BITS).encoder)
     value, info = eqx.filter_jit(made.terms)(model, BITS, jax.random.clone(key), made.init())
-    expected = float(eqx.filter_jit(iwae_there)(model, BITS, None))
+    expected = float(eqx.filter_jit(iwae_at_the_draws)(model, BITS, None))
     assert [float(value), float(info["iwae"])] == pytest.approx([expected] * 2, rel=1e-5)
 
 
@@ -308,18 +312,18 @@ CHUNKED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHUNKED)
-def test_chunks_of_particles_change_nothing(name):
+def test_gradients_do_not_depend_on_the_chunk_of_particles(name):
     model = shallow() if name == "elbo-analytic" else deep()
     method, k, options = CHUNKED[name]
-    whole, parts = (objective(method, k, chunk=c, **options) for c in (k * 6, 2))
+    full, parts = (objective(method, k, chunk=c, **options) for c in (k * 6, 2))
     key = jax.random.key(3)
-    a, b = (eqx.filter_jit(eqx.filter_value_and_grad(o))(model, BITS, key) for o in (whole, parts))
+    a, b = (eqx.filter_jit(eqx.filter_value_and_grad(o))(model, BITS, key) for o in (full, parts))
     assert a[0] == pytest.approx(float(b[0]), rel=1e-6)
     assert_same(a[1], b[1])
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_particles_of_a_chunked_objective():
+def test_memory_of_a_chunked_objective_does_not_grow_with_particles():
     model = VAE(64, (5,), ((50,),), key=jax.random.key(0))
 
     def memory(k, chunk):
@@ -334,10 +338,12 @@ def test_memory_does_not_grow_with_the_particles_of_a_chunked_objective():
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert memory(5000, 50) < memory(5000, 5000) / 10
-    assert memory(5000, 50) < memory(500, 50) + 5000 * 200  # what is kept is numbers, not layers
+    assert (
+        memory(5000, 50) < memory(500, 50) + 5000 * 200
+    )  # scalars are kept for each particle, not layers
 
 
-def test_gdreg_refuses_a_model_whose_prior_it_does_not_know():
+def test_gdreg_rejects_models_of_unknown_priors():
     with pytest.raises(UserError, match="gdreg needs a VAE"):
         objective("iwae", 2, gradient="gdreg")(LINEAR[0], LINEAR[1], jax.random.key(0))
 
@@ -345,7 +351,7 @@ def test_gdreg_refuses_a_model_whose_prior_it_does_not_know():
 # Planted faults
 
 
-def test_all_three_columns_of_a_table_count():
+def test_all_three_coefficients_of_an_estimator_count():
     model = shallow()
 
     def as_table(reduction, log_w):
@@ -355,13 +361,13 @@ def test_all_three_columns_of_a_table_count():
     plain, sticking = (
         gradient(objective("elbo", 3, gradient=g), model, BITS) for g in ("reparam", "stl")
     )
-    found = gradient(bound(elbo, k=3, estimator=Estimator(as_table)), model, BITS)
+    result = gradient(bound(elbo, k=3, estimator=Estimator(as_table)), model, BITS)
     mixed = jax.tree.map(lambda a, b: 0.3 * a + 0.7 * b, plain, sticking)
-    assert_same(found, mixed, 1e-4)
+    assert_same(result, mixed, 1e-4)
 
 
-def test_a_particle_of_no_weight_teaches_nothing_and_breaks_nothing():
-    """Where its log density is -inf too."""
+def test_particle_of_zero_weight_has_zero_gradient():
+    """Even where its log density is -inf."""
     log_p, log_w = jnp.float32([1.0, -jnp.inf]), jnp.float32([0.0, -jnp.inf])
 
     def value(log_p):
@@ -378,7 +384,7 @@ class Coin(LinearGaussian):
         return dist.Poisson(jnp.exp(self.q_bias)).to_event(1)
 
 
-def test_draws_that_are_not_reparameterised_are_refused_where_gradients_go_through_them():
+def test_gradients_through_draws_without_reparameterisation_are_rejected():
     model = LinearGaussian.random(1, 3)
     coin = Coin.__new__(Coin)
     for name, value in vars(model).items():

@@ -1,4 +1,4 @@
-"""Methods by name: which are the same, what each adds, and what does not go together."""
+"""Named objectives: identities, annealing, penalties, incompatible options and training."""
 
 import re
 from functools import cache, partial
@@ -43,8 +43,8 @@ def weights(m, k=1, seed=0):
     return jnp.float32(np.random.default_rng(seed).normal(size=m * k) * 4)
 
 
-def same(one, other, log_w):
-    """The same value and the same gradient in every weight."""
+def assert_same_bound(one, other, log_w):
+    """Assert that two bounds have equal values and equal gradients in every weight."""
     a, b = (jax.jit(jax.value_and_grad(f))(log_w) for f in (one, other))
     assert float(a[0]) == pytest.approx(float(b[0]), rel=1e-5, abs=1e-5)
     assert np.asarray(a[1]) == pytest.approx(np.asarray(b[1]), abs=1e-5)
@@ -54,18 +54,18 @@ def same(one, other, log_w):
 
 
 @pytest.mark.parametrize("k", quick([1, 4], 4))
-def test_bounds_that_are_special_cases_of_others(k):
+def test_special_cases_of_bounds_agree(k):
     log_w = weights(k)
-    same(partial(miwae, m=1), iwae, log_w)
-    same(partial(miwae, m=k), elbo, log_w)
-    same(partial(ciwae, beta=1.0), elbo, log_w)
-    same(partial(ciwae, beta=0.0), iwae, log_w)
-    same(partial(renyi, alpha=0.0), iwae, log_w)
-    same(partial(renyi, alpha=1.0), elbo, log_w)
-    same(partial(tvo, betas=(0.0, 1.0)), elbo, log_w)
+    assert_same_bound(partial(miwae, m=1), iwae, log_w)
+    assert_same_bound(partial(miwae, m=k), elbo, log_w)
+    assert_same_bound(partial(ciwae, beta=1.0), elbo, log_w)
+    assert_same_bound(partial(ciwae, beta=0.0), iwae, log_w)
+    assert_same_bound(partial(renyi, alpha=0.0), iwae, log_w)
+    assert_same_bound(partial(renyi, alpha=1.0), elbo, log_w)
+    assert_same_bound(partial(tvo, betas=(0.0, 1.0)), elbo, log_w)
     for schedule in ("linear", "log", "moments"):
-        same(partial(tvo, betas=tvo_schedule(schedule, 2)), elbo, log_w)
-    for near in (1e-2, 1e-4, 1e-6, 1e-8):  # to first order the variance of the log weights
+        assert_same_bound(partial(tvo, betas=tvo_schedule(schedule, 2)), elbo, log_w)
+    for near in (1e-2, 1e-4, 1e-6, 1e-8):  # to first order, the variance of the log weights
         expected = float(elbo(log_w)) + near * float(jnp.var(log_w)) / 2
         value, slope = jax.jit(jax.value_and_grad(partial(renyi, alpha=1 - near)))(log_w)
         assert value == pytest.approx(expected, abs=30 * near**1.5 + 1e-5)
@@ -81,14 +81,14 @@ def test_miwae_is_the_mean_of_m_bounds_of_k(m, k):
     assert jax.jit(partial(miwae, m=m))(log_w) == pytest.approx(expected, rel=1e-5)
 
 
-def test_with_one_particle_all_sampled_bounds_are_the_log_weight():
+def test_every_sampled_bound_of_one_particle_is_the_log_weight():
     log_w = weights(1)
     bounds = (
         *(elbo, iwae, vr_max, partial(miwae, m=1), partial(ciwae, beta=0.3)),
         *(partial(renyi, alpha=0.3), partial(tvo, betas=(0.0, 0.2, 1.0))),
     )
     for one in bounds:
-        same(one, lambda w: w[0], log_w)
+        assert_same_bound(one, lambda w: w[0], log_w)
 
 
 def test_bounds_are_ordered():
@@ -103,7 +103,7 @@ def test_bounds_are_ordered():
     assert chain[0] < left < chain[-2] < right
 
 
-def test_the_sums_of_the_tvo_close_in_on_the_bound_that_they_integrate_to():
+def test_tvo_sums_converge_to_the_iwae_bound():
     log_w = weights(6)
     gaps, between = [], float(jax.jit(iwae)(log_w))
     for temperatures in (5, 50, 500):
@@ -117,7 +117,7 @@ def test_the_sums_of_the_tvo_close_in_on_the_bound_that_they_integrate_to():
     assert gaps[2] < 0.05
 
 
-def test_moments_are_equally_spaced():
+def test_moment_schedule_is_equally_spaced():
     log_w = weights(6)
     betas = jax.jit(tvo_moment_betas, static_argnums=1)(log_w, 5)
     moments = np.float64(jax.jit(tvo_integrand)(log_w, betas))
@@ -125,16 +125,16 @@ def test_moments_are_equally_spaced():
     assert (betas[0], betas[-1]) == (0, 1)
 
 
-def test_a_weight_of_zero_is_harmless_where_it_may_be():
+def test_zero_weight_keeps_bounds_without_the_elbo_finite():
     log_w = jnp.float32([0.0, -jnp.inf, 1.0])
     for one in (iwae, vr_max, partial(renyi, alpha=0.4)):
         value, slope = jax.jit(jax.value_and_grad(one))(log_w)
         assert np.isfinite(value)
         assert np.isfinite(slope).all()
-    assert tvo(log_w, betas=(0.0, 0.5, 1.0)) == -jnp.inf  # the ELBO is a part of it
+    assert tvo(log_w, betas=(0.0, 0.5, 1.0)) == -jnp.inf  # it includes the ELBO
 
 
-# Identities of whole methods
+# Identities of objectives
 
 
 def deep():
@@ -144,40 +144,40 @@ def deep():
 BITS = jnp.float32([1, 0, 1, 1])
 
 
-def maximised(made, model=None, seed=3):
-    """The value, and the gradient."""
+def value_and_gradient(made, model=None, seed=3):
+    """Return the value and the gradient."""
     key = jax.random.key(seed)
     return eqx.filter_jit(eqx.filter_value_and_grad(made))(model or deep(), BITS, key)
 
 
-def assert_equal(found, expected, name=""):
-    """The same value and the same gradient, up to rounding."""
-    (value, slope), (its_value, its_slope) = found, expected
-    assert float(value) == pytest.approx(float(its_value), rel=1e-5), name
-    for x, y in zip(jax.tree.leaves(slope), jax.tree.leaves(its_slope), strict=True):
+def assert_equal(result, expected, name=""):
+    """Assert equal values and equal gradients, up to rounding."""
+    (value, slope), (expected_value, expected_slope) = result, expected
+    assert float(value) == pytest.approx(float(expected_value), rel=1e-5), name
+    for x, y in zip(jax.tree.leaves(slope), jax.tree.leaves(expected_slope), strict=True):
         assert np.asarray(x) == pytest.approx(np.asarray(y), abs=2e-4, rel=1e-4), name
 
 
 def assert_same(one, other):
-    assert_equal(maximised(one), maximised(other))
+    assert_equal(value_and_gradient(one), value_and_gradient(other))
 
 
 SAME = {
-    "miwae of one group": (("miwae", 3, {"m": 1}), ("iwae", 3, {})),
-    "miwae of groups of one": (("miwae", 1, {"m": 4}), ("elbo", 4, {})),
-    "piwae of one group": (("piwae", 3, {"m": 1}), ("iwae", 3, {})),
-    "ciwae of the elbo": (("ciwae", 3, {"beta": 1.0}), ("elbo", 3, {})),
-    "ciwae of the iwae": (("ciwae", 3, {"beta": 0.0}), ("iwae", 3, {})),
-    "vr-iwae of alpha 0": (("vr-iwae", 3, {"alpha": 0.0}), ("iwae", 3, {})),
-    "vr-iwae of alpha 1": (("vr-iwae", 3, {"alpha": 1.0}), ("elbo", 3, {})),
-    "tvo of one term": (("tvo", 3, {"temperatures": 2}), ("elbo", 3, {})),
-    "dais without a move": (("dais", 3, {"temperatures": 1}), ("iwae", 3, {})),
-    "dais of one chain without a move": (("dais", 1, {"temperatures": 1}), ("elbo", 1, {})),
-    "dreg and stl of one particle": (
+    "miwae with one group": (("miwae", 3, {"m": 1}), ("iwae", 3, {})),
+    "miwae with groups of one": (("miwae", 1, {"m": 4}), ("elbo", 4, {})),
+    "piwae with one group": (("piwae", 3, {"m": 1}), ("iwae", 3, {})),
+    "ciwae with beta 1": (("ciwae", 3, {"beta": 1.0}), ("elbo", 3, {})),
+    "ciwae with beta 0": (("ciwae", 3, {"beta": 0.0}), ("iwae", 3, {})),
+    "vr-iwae with alpha 0": (("vr-iwae", 3, {"alpha": 0.0}), ("iwae", 3, {})),
+    "vr-iwae with alpha 1": (("vr-iwae", 3, {"alpha": 1.0}), ("elbo", 3, {})),
+    "tvo with one term": (("tvo", 3, {"temperatures": 2}), ("elbo", 3, {})),
+    "dais without moves": (("dais", 3, {"temperatures": 1}), ("iwae", 3, {})),
+    "dais with one chain without moves": (("dais", 1, {"temperatures": 1}), ("elbo", 1, {})),
+    "dreg and stl with one particle": (
         ("iwae", 1, {"gradient": "dreg"}),
         ("iwae", 1, {"gradient": "stl"}),
     ),
-    "dreg-alpha of nothing": (
+    "dreg-alpha with alpha 0": (
         ("iwae", 3, {"gradient": "dreg-alpha", "alpha": 0.0}),
         ("iwae", 3, {"gradient": "dreg"}),
     ),
@@ -186,9 +186,9 @@ SAME = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("k", range(1, 7))
-def test_methods_that_are_the_same_with_any_number_of_particles(k):
-    plain = maximised(objective("iwae", k))
-    means = maximised(objective("elbo", k))
+def test_equivalent_objectives_agree_for_any_number_of_particles(k):
+    plain = value_and_gradient(objective("iwae", k))
+    means = value_and_gradient(objective("elbo", k))
     for name, options, expected in (
         ("miwae", {"m": 1}, plain),
         ("piwae", {"m": 1}, plain),
@@ -199,13 +199,13 @@ def test_methods_that_are_the_same_with_any_number_of_particles(k):
         ("vr-iwae", {"alpha": 1.0}, means),
         ("tvo", {"temperatures": 2}, means),
     ):
-        assert_equal(maximised(objective(name, k, **options)), expected, name)
+        assert_equal(value_and_gradient(objective(name, k, **options)), expected, name)
     assert_same(objective("miwae", 1, m=k), objective("elbo", k))
 
 
 @pytest.mark.slow
-def test_with_one_particle_all_methods_are_one():
-    value, slope = maximised(objective("elbo", 1))
+def test_all_objectives_of_one_particle_agree():
+    value, slope = value_and_gradient(objective("elbo", 1))
     for name, options in {
         **{name: {} for name in ("iwae", "vr-max", "tvo")},
         **{name: {"m": 1} for name in ("miwae", "piwae")},
@@ -213,41 +213,45 @@ def test_with_one_particle_all_methods_are_one():
         "vr-iwae": {"alpha": 0.3},
         "dais": {"temperatures": 1},
     }.items():
-        assert_equal(maximised(objective(name, 1, **options)), (value, slope), name)
-    found, gradient = maximised(rws(k=1))  # its encoder maximises something else
+        assert_equal(value_and_gradient(objective(name, 1, **options)), (value, slope), name)
+    result, gradient = value_and_gradient(rws(k=1))  # its encoder has another objective
     without = (eqx.tree_at(lambda m: m.encoder, tree, None) for tree in (gradient, slope))
-    assert_equal((found, next(without)), (value, next(without)))
+    assert_equal((result, next(without)), (value, next(without)))
 
 
 @cache
-def climbed_by_name(name, k, options):
-    return maximised(objective(name, k, **dict(options)))
+def named_value_and_gradient(name, k, options):
+    return value_and_gradient(objective(name, k, **dict(options)))
 
 
-@pytest.mark.parametrize("name", quick(SAME, "dais without a move"))
-def test_methods_that_are_the_same(name):
-    assert_equal(*(climbed_by_name(n, k, tuple(options.items())) for n, k, options in SAME[name]))
+@pytest.mark.parametrize("name", quick(SAME, "dais without moves"))
+def test_equivalent_objectives_agree(name):
+    assert_equal(
+        *(named_value_and_gradient(n, k, tuple(options.items())) for n, k, options in SAME[name])
+    )
 
 
 @pytest.mark.slow
-def test_no_free_bits_and_no_warm_up_is_no_penalty():
+def test_default_penalty_has_no_effect():
     assert_same(bound(iwae, k=3, penalty=Penalty()), bound(iwae, k=3))
 
 
 @pytest.mark.slow
-def test_elbo_analytic_of_aiwae_is_for_one_layer():
+def test_aiwae_uses_the_analytic_elbo_for_one_layer():
     one_layer = build_objective(Declaration("aiwae", 2), layers=1)
     model = VAE(4, (2,), ((3,),), key=jax.random.key(0))
     analytic, sampled = (
-        maximised(made, model)[1].encoder
+        value_and_gradient(made, model)[1].encoder
         for made in (one_layer, objective("aiwae", 2, encoder_objective="elbo"))
     )
-    explicit = maximised(objective("aiwae", 2, encoder_objective="elbo-analytic"), model)[1].encoder
+    explicit = value_and_gradient(objective("aiwae", 2, encoder_objective="elbo-analytic"), model)[
+        1
+    ].encoder
     assert equal(analytic, explicit)
     assert not equal(analytic, sampled)
 
 
-# IWAE-k beside the bound
+# IWAE-k reported beside the bound
 
 
 BESIDE = {
@@ -261,32 +265,34 @@ BESIDE = {
 }
 
 
-@pytest.mark.parametrize("words", quick(BESIDE, "rws", "ciwae learned", "iwae gdreg"))
-def test_iwae_of_the_same_particles_is_shown_beside_the_bound(words):
-    options, key = BESIDE[words], jax.random.key(0)
-    made, k = objective(words.partition(" ")[0], 4, **options), 4 * options.get("m", 1)
+@pytest.mark.parametrize("case", quick(BESIDE, "rws", "ciwae learned", "iwae gdreg"))
+def test_iwae_of_the_same_particles_is_reported_beside_the_bound(case):
+    options, key = BESIDE[case], jax.random.key(0)
+    made, k = objective(case.partition(" ")[0], 4, **options), 4 * options.get("m", 1)
     model = VAE(4, (2,), ((3,),), key=jax.random.key(0))
     model = eqx.tree_at(lambda m: m.encoder[0].loc.bias, model, jnp.float32([1.5, -1.0]))
     value, info = eqx.filter_jit(made.terms)(model, BITS, key, made.init())
     q, keys = model.posterior(BITS), particle_keys(jax.random.clone(key), jnp.arange(k))
-    if words == "aiwae":  # whose chains have a key for their start and another for their moves
+    if case == "aiwae":  # its chains have one key for the start and one for the moves
         keys = jax.vmap(jax.random.split)(keys)[:, 0]
     z = jax.jit(jax.vmap(q.sample))(keys)
     log_w = jax.jit(jax.vmap(lambda z: model.log_joint(BITS, z) - q.log_prob(z)))(z)
     expected = float(iwae(log_w))
     assert info["iwae"] == pytest.approx(expected, rel=1e-5)
     assert "iwae" in made.metrics
-    assert abs(expected - elbo(log_w)) > 0.1  # another bound, or the one maximised, would be seen
-    assert (abs(expected - value) > 0.02) == (words not in ("rws", "iwae gdreg"))
+    assert (
+        abs(expected - elbo(log_w)) > 0.1
+    )  # another bound, or the one maximised, would be detected
+    assert (abs(expected - value) > 0.02) == (case not in ("rws", "iwae gdreg"))
 
 
 # Annealing
 
 
-def test_the_weights_of_dais_have_the_evidence_for_their_mean():
+def test_mean_dais_weight_is_the_evidence():
     model = LinearGaussian.random(q_shift=0.5, q_scale=1.3)
     made = dais.dais(k=1, temperatures=4, n_leapfrog=2)
-    # Long steps and half of the momentum refreshed: a wrong refreshment is 25 errors away.
+    # Long steps and half of the momentum refreshed: a wrong refreshment is 25 errors off.
     moves = dais.Moves(jnp.log(jnp.float32([0.6, 0.3, 0.6])), jnp.float32(0.0))
     moved = made.init()._replace(learned=moves)
     keys = jax.random.split(jax.random.key(0), 40_000)
@@ -297,10 +303,10 @@ def test_the_weights_of_dais_have_the_evidence_for_their_mean():
         jax.random.clone(keys)
     )
     gain = np.float64(log_w) - np.float64(without)
-    assert gain.mean() > 0  # moving helps
+    assert gain.mean() > 0  # moves tighten the bound
 
 
-def test_dais_learns_its_step_sizes_and_its_momentum():
+def test_dais_learns_its_step_sizes_and_momentum():
     model, made = LinearGaussian.random(q_shift=0.5), objective("dais", 2, temperatures=4)
 
     def value(learned, key):
@@ -311,7 +317,7 @@ def test_dais_learns_its_step_sizes_and_its_momentum():
     assert abs(slope.kept_logit) > 1e-6
 
 
-def test_steps_grow_where_they_are_accepted_and_stay_within_bounds():
+def test_step_sizes_grow_when_accepted_and_stay_within_bounds():
     sizes = adapt_aiwae_step_sizes(
         jnp.float32([0.1, 0.1, LARGEST_STEP, LEAST_STEP]), jnp.float32([0.6, 0.5, 1, 0])
     )
@@ -319,7 +325,7 @@ def test_steps_grow_where_they_are_accepted_and_stay_within_bounds():
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_temperatures_of_aiwae():
+def test_aiwae_memory_does_not_grow_with_the_number_of_temperatures():
     model = VAE(16, (4,), ((20,),), key=jax.random.key(0))
     arrays, static = eqx.partition(model, eqx.is_array)
 
@@ -339,7 +345,7 @@ def test_memory_does_not_grow_with_the_temperatures_of_aiwae():
 
 
 @pytest.mark.parametrize("name", quick(["elbo", "elbo-analytic"], "elbo-analytic"))
-def test_a_warm_up_takes_the_divergence_in_by_and_by(name):
+def test_warm_up_weights_the_divergence_gradually(name):
     model, key = VAE(4, (2,), ((3,),), key=jax.random.key(0)), jax.random.key(0)
     made = objective(name, 5, kl_warmup_steps=10)
     (z,), _ = eqx.filter_jit(importance_particles)(model, BITS, key, 5)[0]
@@ -362,7 +368,7 @@ def test_a_warm_up_takes_the_divergence_in_by_and_by(name):
 
 
 @pytest.mark.parametrize("name", quick(["elbo-analytic", "elbo"], "elbo-analytic"))
-def test_free_bits_cost_as_much_as_they_say_and_teach_nothing(name):
+def test_free_bits_have_their_stated_cost_and_no_gradient(name):
     model, bits = VAE(4, (3,), ((3,),), key=jax.random.key(0)), 0.2
     model = eqx.tree_at(lambda m: m.encoder[0].loc.bias, model, jnp.float32([0.0, 2.0, -1.5]))
     model = jax.tree.map(lambda leaf: 0.3 * leaf if leaf.ndim == 2 else leaf, model)
@@ -373,13 +379,13 @@ def test_free_bits_cost_as_much_as_they_say_and_teach_nothing(name):
     assert (units < bits).any()
     assert (units > 2 * bits).any()
     free, plain = (objective(name, k, free_bits=b, chunk=k) for b in (bits, 0.0))
-    (a, slope), (b, _) = maximised(free, model), maximised(plain, model)
+    (a, slope), (b, _) = value_and_gradient(free, model), value_and_gradient(plain, model)
     assert float(b - a) == pytest.approx((bits - units[units < bits]).sum(), abs=0.02)
     below = np.flatnonzero(units < bits)
-    # No divergence is left.
-    _, decoder_only = maximised(objective(name, k, free_bits=1e6, chunk=k), model)
-    ours = np.asarray(slope.encoder[0].loc.bias)[below]
-    assert ours == pytest.approx(np.asarray(decoder_only.encoder[0].loc.bias)[below], abs=1e-4)
+    # With so many free bits, no divergence counts.
+    _, decoder_only = value_and_gradient(objective(name, k, free_bits=1e6, chunk=k), model)
+    result = np.asarray(slope.encoder[0].loc.bias)[below]
+    assert result == pytest.approx(np.asarray(decoder_only.encoder[0].loc.bias)[below], abs=1e-4)
 
 
 DAIS_PENALTIES = {
@@ -390,21 +396,21 @@ DAIS_PENALTIES = {
 
 
 def after(steps, made):
-    """The objective as it is after so many steps of its warm-up."""
+    """Return the objective after this many steps of its warm-up."""
     extra = made.init()._replace(tuned={"kl_steps": jnp.int32(steps)})
     return lambda model, x, key: made.terms(model, x, key, extra)[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DAIS_PENALTIES)
-def test_penalties_of_chains_that_do_not_move_are_those_of_iwae(name):
+def test_dais_without_moves_has_the_penalties_of_iwae(name):
     options = DAIS_PENALTIES[name]
     still, plain = objective("dais", 3, temperatures=1, **options), objective("iwae", 3, **options)
     assert_same(after(4, still), after(4, plain))
 
 
 @pytest.mark.slow
-def test_a_warm_up_of_chains_weights_all_but_the_reconstruction():
+def test_dais_warm_up_weights_all_but_the_reconstruction():
     def value(made):
         return float(eqx.filter_jit(made)(deep(), BITS, jax.random.key(3)))
 
@@ -412,11 +418,11 @@ def test_a_warm_up_of_chains_weights_all_but_the_reconstruction():
         return value(after(steps, objective("dais", 1, temperatures=2, **options)))
 
     plain = value(objective("dais", 1, temperatures=2))
-    none, some, whole = (penalised(steps, kl_warmup_steps=10) for steps in (0, 4, 10))
-    assert whole == pytest.approx(plain, rel=1e-5)
+    none, some, full = (penalised(steps, kl_warmup_steps=10) for steps in (0, 4, 10))
+    assert full == pytest.approx(plain, rel=1e-5)
     assert some == pytest.approx(none + 0.4 * (plain - none), rel=1e-5)
     assert abs(plain - none) > 0.1
-    free = penalised(0, free_bits=10.0)  # more than any divergence: nothing of it counts
+    free = penalised(0, free_bits=10.0)  # more than any divergence, so that none counts
     assert free == pytest.approx(none - 10.0 * sum(deep().latent_sizes), rel=1e-5)
 
 
@@ -437,8 +443,8 @@ def units(layers):
     return [layer.base_dist for layer in layers]
 
 
-def by_hand(model, starts, ends, ratios):
-    """Of each particle: log p(x|z); of each unit, what it costs, and KL at start and end."""
+def reference_terms(model, starts, ends, ratios):
+    """Return log p(x|z) per particle and, per unit, its cost and the KL at start and end."""
     q, rows = model.posterior(BITS), []
     for start, end in zip(starts, ends, strict=True):
         qs, ps = units(q.layers(start)), units(model.priors(end))
@@ -453,13 +459,13 @@ def by_hand(model, starts, ends, ratios):
     return [np.array(column) for column in zip(*rows, strict=True)]
 
 
-def between_units(known):
-    """Free bits above the divergences of three units, and below those of two."""
+def free_bits_between_units(known):
+    """Return free bits above the divergences of three units and below those of the other two."""
     return float(np.sort(known.mean(axis=0))[2:4].mean())
 
 
 def draws_of(model, key, k):
-    """The particles that an objective draws with a key, one by one."""
+    """Return the particles that an objective draws with a key, as a list."""
     particles, _ = eqx.filter_jit(importance_particles)(model, BITS, key, k)
     return [tuple(h[i] for h in particles.z) for i in range(k)]
 
@@ -467,11 +473,11 @@ def draws_of(model, key, k):
 @pytest.mark.parametrize(
     ("name", "reduction"), quick_rows([("elbo", np.mean), ("iwae", logsumexp)], 1)
 )
-def test_free_bits_in_a_warm_up_are_what_the_formula_says(name, reduction):
+def test_free_bits_during_a_warm_up_follow_the_formula(name, reduction):
     model, key, k, weight = deep(), jax.random.key(3), 4, 0.4
     z = draws_of(model, jax.random.clone(key), k)
-    log_p, cost, known, _ = by_hand(model, z, z, 0.0)
-    free = between_units(known)
+    log_p, cost, known, _ = reference_terms(model, z, z, 0.0)
+    free = free_bits_between_units(known)
     costs = known.mean(axis=0) > free
     assert 0 < costs.sum() < len(costs)
     log_w = log_p - weight * (cost[:, costs].sum(axis=1) + free * (~costs).sum())
@@ -481,17 +487,19 @@ def test_free_bits_in_a_warm_up_are_what_the_formula_says(name, reduction):
 
 
 @pytest.mark.parametrize("gain", [10.0, -10.0], ids=["start", "chain"])
-def test_a_unit_of_a_chain_is_free_if_neither_its_start_nor_its_moves_cost_more(monkeypatch, gain):
-    """Chains that all move by as much, and whose momenta pay, or gain, as much for every unit."""
+def test_unit_of_a_chain_is_free_if_neither_its_start_nor_its_moves_exceed_the_free_bits(
+    monkeypatch, gain
+):
+    """All chains move equally, and their momenta cost or gain the same for every unit."""
     ratios = gain + 0.1 * np.arange(5)
     monkeypatch.setattr(dais, "dais_chain", lambda _, __, z, *___: (z + 0.7, jnp.float32(ratios)))
     model, key, k, weight = deep(), jax.random.key(3), 4, 0.4
     starts = draws_of(model, jax.random.clone(key), k)
     ends = [tuple(h + 0.7 for h in z) for z in starts]
-    log_p, cost, known, mixed = by_hand(model, starts, ends, ratios)
-    free = between_units(known)
+    log_p, cost, known, mixed = reference_terms(model, starts, ends, ratios)
+    free = free_bits_between_units(known)
     costs = np.maximum(known.mean(axis=0), cost.mean(axis=0)) > free
-    if gain > 0:  # it is the start that decides, and not where the chain ended
+    if gain > 0:  # the start decides, not the end of the chain
         assert 0 < costs.sum() < len(costs)
         assert ((mixed.mean(axis=0) > free) != costs).any()
     else:
@@ -503,27 +511,27 @@ def test_a_unit_of_a_chain_is_free_if_neither_its_start_nor_its_moves_cost_more(
 
 
 @pytest.mark.slow
-def test_free_bits_of_aiwae_are_those_of_its_encoder():
+def test_aiwae_applies_free_bits_to_its_encoder_only():
     model = VAE(4, (2,), ((3,),), key=jax.random.key(0))
     plain, free = (
-        maximised(objective("aiwae", 2, encoder_objective="elbo", free_bits=b), model)[1]
+        value_and_gradient(objective("aiwae", 2, encoder_objective="elbo", free_bits=b), model)[1]
         for b in (0.0, 1e3)
     )
     assert equal(plain.output, free.output)
     assert not equal(plain.encoder, free.encoder)
 
 
-def test_penalties_need_to_know_the_layers():
+def test_penalties_require_a_vae():
     for options in ({"free_bits": 0.1}, {"kl_warmup_steps": 3}):
         with pytest.raises(UserError, match="need a VAE"):
             objective("iwae", 2, **options)(LinearGaussian.random(), X, jax.random.key(0))
 
 
-# What does not go together
+# Incompatible options
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "message"),
     [
         ({"objective": "iwea"}, "did you mean iwae"),
         ({"objective": "iwae", "gradient": "drag"}, "no gradient 'drag'; did you mean dreg"),
@@ -559,12 +567,12 @@ def test_penalties_need_to_know_the_layers():
         ({"objective": "iwae", "k": 0}, "k is 0"),
     ],
 )
-def test_what_does_not_go_together_is_refused_with_the_reason(fields, words):
-    with pytest.raises(UserError, match=re.escape(words)):
+def test_incompatible_options_are_rejected_with_the_reason(fields, message):
+    with pytest.raises(UserError, match=re.escape(message)):
         check_compatibility(Declaration(**fields))
 
 
-def test_closed_forms_are_for_one_layer():
+def test_closed_forms_require_one_layer():
     for declaration in (
         Declaration("elbo-analytic"),
         Declaration("aiwae", encoder_objective="elbo-analytic"),
@@ -584,7 +592,7 @@ def test_every_gradient_is_described_and_has_an_objective():
 
 
 @pytest.mark.parametrize("m", [2, 3])
-def test_swapped_axes_of_groups_would_be_seen(monkeypatch, m):
+def test_swapped_group_axes_are_detected(monkeypatch, m):
     monkeypatch.setitem(globals(), "miwae", lambda log_w, *, m: miwae_of(log_w, m=log_w.size // m))
     with pytest.raises(AssertionError):
         test_miwae_is_the_mean_of_m_bounds_of_k(5 - m, m)
@@ -594,7 +602,7 @@ miwae_of = miwae
 
 
 @pytest.mark.slow
-def test_dais_without_the_densities_of_its_momenta_would_be_seen(monkeypatch):
+def test_dais_without_momentum_densities_is_detected(monkeypatch):
     chain = dais.dais_chain
 
     def without(*args):
@@ -603,10 +611,10 @@ def test_dais_without_the_densities_of_its_momenta_would_be_seen(monkeypatch):
 
     monkeypatch.setattr(dais, "dais_chain", without)
     with pytest.raises(AssertionError):
-        test_the_weights_of_dais_have_the_evidence_for_their_mean()
+        test_mean_dais_weight_is_the_evidence()
 
 
-# Trained
+# Training
 
 
 TRAINED = {
@@ -619,19 +627,19 @@ TRAINED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
-def test_what_is_learned_and_tuned_is_part_of_the_run(name, tmp_path, monkeypatch):
+def test_learned_and_tuned_parameters_are_part_of_the_run(name, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.05)
     options = {**TRAINED[name], "epochs": 2, "replicates": 2, "schedule": "constant"}
     options["learning_rate"] = 0.02
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    small.train_in(whole, **options)
-    reports = start_run(small.config(**options), cut)
+    uninterrupted, interrupted = tmp_path / "whole", tmp_path / "cut"
+    small.train_in(uninterrupted, **options)
+    reports = start_run(small.config(**options), interrupted)
     monkeypatch.setattr(start_and_resume, "CHECKPOINT_SECONDS", -1.0)
     while next(reports).step < 40:
         pass
     reports.close()
-    list(resume_run(cut))
-    a, b = small.newest(whole)[:2], small.newest(cut)[:2]
+    list(resume_run(interrupted))
+    a, b = small.newest(uninterrupted)[:2], small.newest(interrupted)[:2]
     a, b = ((state._replace(key=jax.random.key_data(state.key)), best) for state, best in (a, b))
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
@@ -639,7 +647,7 @@ def test_what_is_learned_and_tuned_is_part_of_the_run(name, tmp_path, monkeypatc
     pairs = list(zip(jax.tree.leaves(extra), jax.tree.leaves(start), strict=True))
     assert pairs
     assert not any(np.array_equal(after[0], before) for after, before in pairs)
-    rows = read_metrics(whole)
+    rows = read_metrics(uninterrupted)
     assert all(row["train_iwae"] != row["train_bound"] for row in rows)
     assert rows[-1]["train_iwae"][0] > rows[0]["train_iwae"][0]
     if name == "ciwae":
@@ -650,14 +658,14 @@ def test_what_is_learned_and_tuned_is_part_of_the_run(name, tmp_path, monkeypatc
         assert ((sizes > LEAST_STEP) & (sizes < LARGEST_STEP)).all()
 
 
-def test_one_adam_of_both_halves_is_one_for_each():
+def test_joint_adam_equals_separate_adams():
     rng = np.random.default_rng(0)
     params = {"decoder": jnp.zeros(3), "encoder": jnp.zeros(2)}
-    both, apart = adam().init(params), {name: adam().init(p) for name, p in params.items()}
+    both, separate = adam().init(params), {name: adam().init(p) for name, p in params.items()}
     update = jax.jit(adam().update)
     for _ in range(3):
         grads = {name: jnp.float32(rng.normal(size=p.shape)) for name, p in params.items()}
-        ours, both = update(grads, both)
+        updates, both = update(grads, both)
         for name, grad in grads.items():
-            its, apart[name] = update(grad, apart[name])
-            assert np.asarray(ours[name]) == pytest.approx(np.asarray(its), rel=1e-6)
+            expected, separate[name] = update(grad, separate[name])
+            assert np.asarray(updates[name]) == pytest.approx(np.asarray(expected), rel=1e-6)

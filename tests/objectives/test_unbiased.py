@@ -1,4 +1,4 @@
-"""The means of gradient estimators: by quadrature over all their noise, and by many draws."""
+"""Expected gradients of the estimators: by quadrature over their noise, and by many draws."""
 
 from functools import partial
 from itertools import pairwise
@@ -46,14 +46,14 @@ from iwae.objectives.wake_sleep import WAKE
 from reference import STANDARD_ERRORS
 
 TOLERANCE = 0.01
-"""Relative error of a gradient: more than quadrature and float32 are off, less than any fault."""
+"""Relative error of a gradient: above that of quadrature and float32, below that of any fault."""
 
 
 @pytest.fixture
-def mean_of(monkeypatch):
-    """(objective, case, k) -> the mean of its gradient, by quadrature over the draws of q.
+def estimator_mean(monkeypatch):
+    """Return a function (objective, case, k) -> mean gradient, by quadrature over the draws of q.
 
-    The two normal numbers at most that make a particle travel as the bits of its key.
+    The normal numbers of a particle, at most two, are passed as the bits of its key.
     """
     now = {}
 
@@ -67,7 +67,7 @@ def mean_of(monkeypatch):
     for module in (particle_objectives, gdreg):
         monkeypatch.setattr(module, "particle_keys", lambda *_: now["keys"])
 
-    def mean_of(maximised, case, k):
+    def estimator_mean(maximised, case, k):
         def value(model, noise):
             numbers = jnp.pad(noise.reshape(k, case.noise), ((0, 0), (0, 2 - case.noise)))
             bits = jax.lax.bitcast_convert_type(numbers, jnp.uint32)
@@ -76,16 +76,16 @@ def mean_of(monkeypatch):
 
         return mean_gradient(value, case.model, k * case.noise, case.nodes)
 
-    return mean_of
+    return estimator_mean
 
 
-def ratios(reduction):
-    """A bound as a function of log p and log q."""
+def bound_of_densities(reduction):
+    """Return a bound as a function of log p and log q."""
     return lambda log_p, log_q: reduction(log_p - log_q)
 
 
-def assert_unbiased(found, exact, case):
-    assert_close(found, exact, case.model, TOLERANCE)
+def assert_unbiased(result, exact, case):
+    assert_close(result, exact, case.model, TOLERANCE)
 
 
 BOUNDS = {
@@ -99,32 +99,30 @@ CASES = {"linear": (LINEAR, 3), "curved": (CURVED, 2), "layered": (LAYERED, 2)}
 ALL_CASES = quick(CASES, "linear")
 
 
-def claiming(name, model):
-    """The gradients that claim to be unbiased for a bound, and fit the model."""
+def unbiased_gradients(name, model):
+    """Return the gradients that should be unbiased for a bound and apply to the model."""
     others = {"stl", "dreg-alpha", *FIXED_DRAWS} - ({"stl"} if name == "elbo" else set())
     if not isinstance(model, VAE):
         others.add("gdreg")
     return [g for g in OBJECTIVES[name].gradients if g not in others]
 
 
-@pytest.mark.parametrize("words", ALL_CASES)
+@pytest.mark.parametrize("case_name", ALL_CASES)
 @pytest.mark.parametrize("name", quick(BOUNDS, "iwae", "tvo"))
-def test_the_mean_of_an_estimator_is_the_exact_gradient_and_that_of_stl_is_not(
-    mean_of, name, words
-):
-    (case, k), (reduction, options) = CASES[words], BOUNDS[name]
-    exact = exact_gradient(ratios(reduction), case, k)
-    for g in claiming(name, case.model):
-        found = mean_of(objective(name, k, gradient=g, **options), case, k)
-        assert_unbiased(found, exact, case)
-    if name != "elbo":  # as it is if a table leaves the second derivative out
-        stl = mean_of(bound(reduction, k=k, estimator=gradient_estimators.stl()), case, k)
+def test_unbiased_estimators_have_the_exact_mean_and_stl_does_not(estimator_mean, name, case_name):
+    (case, k), (reduction, options) = CASES[case_name], BOUNDS[name]
+    exact = exact_gradient(bound_of_densities(reduction), case, k)
+    for g in unbiased_gradients(name, case.model):
+        result = estimator_mean(objective(name, k, gradient=g, **options), case, k)
+        assert_unbiased(result, exact, case)
+    if name != "elbo":  # as if an estimator omitted the second derivative
+        stl = estimator_mean(bound(reduction, k=k, estimator=gradient_estimators.stl()), case, k)
         with pytest.raises(AssertionError, match=r"encoder|q_"):
             assert_unbiased(stl, exact, case)
 
 
 def _with_flows(model):
-    """The model with networks of flows that depend on their inputs, and are smooth enough."""
+    """Return the model with smooth flow networks that depend on their inputs."""
     rng = np.random.default_rng(0)
 
     def moved(path, leaf):
@@ -137,60 +135,60 @@ def _with_flows(model):
 LEARNED = {
     "vamp": (Case(shallow(1, prior="vamp:2"), BITS, 1, 16), 2),
     "flow": (Case(_with_flows(shallow(posterior="flow:2")), BITS, 2, 14), 1),
-    "flow of k": (Case(_with_flows(shallow(posterior="flow:2")), BITS, 2, 8), 2),
+    "flow with k = 2": (Case(_with_flows(shallow(posterior="flow:2")), BITS, 2, 8), 2),
 }
 
 
-@pytest.mark.parametrize("words", quick(LEARNED, "flow"))
-def test_a_prior_made_of_the_encoder_and_a_flow_posterior_keep_the_means(mean_of, words):
-    """DReG and STL freeze q where it is a density, but not where it is the prior."""
-    case, k = LEARNED[words]
-    exact = exact_gradient(ratios(elbo if k == 1 else iwae), case, k)
-    for g in {"vamp": ("dreg", "gdreg"), "flow": ("stl",), "flow of k": ("dreg",)}[words]:
-        found = mean_of(objective("elbo" if k == 1 else "iwae", k, gradient=g), case, k)
-        assert_unbiased(found, exact, case)
+@pytest.mark.parametrize("case_name", quick(LEARNED, "flow"))
+def test_vampprior_and_flow_posterior_keep_estimators_unbiased(estimator_mean, case_name):
+    """DReG and STL stop gradients through q as a density, but not as part of the prior."""
+    case, k = LEARNED[case_name]
+    exact = exact_gradient(bound_of_densities(elbo if k == 1 else iwae), case, k)
+    for g in {"vamp": ("dreg", "gdreg"), "flow": ("stl",), "flow with k = 2": ("dreg",)}[case_name]:
+        result = estimator_mean(objective("elbo" if k == 1 else "iwae", k, gradient=g), case, k)
+        assert_unbiased(result, exact, case)
 
 
-@pytest.mark.parametrize("words", ALL_CASES)
-def test_the_gradients_of_wake_sleep_have_the_means_of_wake_theta_and_wake_phi(mean_of, words):
-    case, k = CASES[words]
-    of_iwae, wake_phi = exact_gradient(ratios(iwae), case, k), exact_wake_phi(case, k)
+@pytest.mark.parametrize("case_name", ALL_CASES)
+def test_wake_sleep_gradients_have_the_wake_theta_and_wake_phi_means(estimator_mean, case_name):
+    case, k = CASES[case_name]
+    of_iwae, wake_phi = exact_gradient(bound_of_densities(iwae), case, k), exact_wake_phi(case, k)
     awake = join_gradients(of_iwae, wake_phi, case.model)
     for g in ("score", "rws-dreg"):
-        assert_unbiased(mean_of(objective("rws", k, gradient=g), case, k), awake, case)
+        assert_unbiased(estimator_mean(objective("rws", k, gradient=g), case, k), awake, case)
     mixed = join_gradients(of_iwae, 0.7 * of_iwae + 0.3 * wake_phi, case.model)
-    found = mean_of(objective("iwae", k, gradient="dreg-alpha", alpha=0.3), case, k)
-    assert_unbiased(found, mixed, case)
+    result = estimator_mean(objective("iwae", k, gradient="dreg-alpha", alpha=0.3), case, k)
+    assert_unbiased(result, mixed, case)
     for other in (of_iwae, awake):
         with pytest.raises(AssertionError):
-            assert_unbiased(found, other, case)
+            assert_unbiased(result, other, case)
 
 
 @pytest.mark.slow
-def test_groups_climb_the_bound_of_their_size_and_piwaes_decoder_that_of_all(mean_of):
-    few, many = (exact_gradient(ratios(iwae), NARROW, k) for k in (2, 4))
+def test_groups_maximise_the_bound_of_their_size_and_the_piwae_decoder_that_of_all(estimator_mean):
+    few, many = (exact_gradient(bound_of_densities(iwae), NARROW, k) for k in (2, 4))
     for g in ("reparam", "dreg", "gdreg"):
-        found = mean_of(objective("miwae", 2, m=2, gradient=g), NARROW, 4)
-        assert_unbiased(found, few, NARROW)
+        result = estimator_mean(objective("miwae", 2, m=2, gradient=g), NARROW, 4)
+        assert_unbiased(result, few, NARROW)
     apart = join_gradients(many, few, NARROW.model)
     for g in ("reparam", "dreg"):
-        found = mean_of(objective("piwae", 2, m=2, gradient=g), NARROW, 4)
-        assert_unbiased(found, apart, NARROW)
+        result = estimator_mean(objective("piwae", 2, m=2, gradient=g), NARROW, 4)
+        assert_unbiased(result, apart, NARROW)
     for other in (few, many):
         with pytest.raises(AssertionError):
             assert_unbiased(apart, other, NARROW)
 
 
-def test_the_analytic_elbo_has_the_gradient_of_the_elbo(mean_of):
-    exact = exact_gradient(ratios(elbo), CURVED, 2)
-    assert_unbiased(mean_of(objective("elbo-analytic", 2), CURVED, 2), exact, CURVED)
+def test_analytic_elbo_has_the_gradient_of_the_elbo(estimator_mean):
+    exact = exact_gradient(bound_of_densities(elbo), CURVED, 2)
+    assert_unbiased(estimator_mean(objective("elbo-analytic", 2), CURVED, 2), exact, CURVED)
 
 
 # Penalties
 
 
 def in_warm_up(name, k, **options):
-    """The objective when the divergence has four tenths of its weight."""
+    """Return the objective during its warm-up, with the divergence at 0.4 of its weight."""
     made = objective(name, k, kl_warmup_steps=10, **options)
     extra = made.init()._replace(tuned={"kl_steps": jnp.int32(4)})
     return lambda model, x, key: made.terms(model, x, key, extra)[0]
@@ -205,25 +203,25 @@ WARMED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WARMED)
-def test_dreg_climbs_what_a_warm_up_leaves_of_the_bound(mean_of, name):
+def test_dreg_maximises_the_bound_during_a_warm_up(estimator_mean, name):
     options, case, k = WARMED[name]
     particles = k * options.get("m", 1)
-    plain, ours = (
-        mean_of(in_warm_up(name, k, gradient=g, **options), case, particles)
+    plain, result = (
+        estimator_mean(in_warm_up(name, k, gradient=g, **options), case, particles)
         for g in ("reparam", "dreg")
     )
-    assert_unbiased(ours, plain, case)
+    assert_unbiased(result, plain, case)
 
 
 @pytest.mark.slow
-def test_dreg_that_takes_log_q_for_whole_in_a_warm_up_would_be_seen(mean_of, monkeypatch):
+def test_dreg_with_unweighted_log_q_during_a_warm_up_is_detected(estimator_mean, monkeypatch):
     monkeypatch.setattr(Penalty, "adapted", lambda _, estimator, *__: estimator)
     with pytest.raises(AssertionError):
-        test_dreg_climbs_what_a_warm_up_leaves_of_the_bound(mean_of, "iwae")
+        test_dreg_maximises_the_bound_during_a_warm_up(estimator_mean, "iwae")
 
 
 @pytest.mark.slow
-def test_a_warm_up_of_the_analytic_elbo_is_that_of_the_elbo(mean_of):
+def test_warm_up_of_the_analytic_elbo_has_the_gradient_of_the_elbo(estimator_mean):
     def expected(weight):
         def value(model, noise):
             q = model.posterior(BITS)
@@ -235,19 +233,19 @@ def test_a_warm_up_of_the_analytic_elbo_is_that_of_the_elbo(mean_of):
         return mean_gradient(value, CURVED.model, 2, 12)
 
     for name in ("elbo", "elbo-analytic"):
-        found = mean_of(in_warm_up(name, 2), CURVED, 2)
-        assert_unbiased(found, expected(0.4), CURVED)
+        result = estimator_mean(in_warm_up(name, 2), CURVED, 2)
+        assert_unbiased(result, expected(0.4), CURVED)
         for wrong in (0.0, 0.3, 1.0):
             with pytest.raises(AssertionError):
-                assert_unbiased(found, expected(wrong), CURVED)
+                assert_unbiased(result, expected(wrong), CURVED)
 
 
 # Planted faults
 
 
 @pytest.mark.slow
-def test_a_wrong_coefficient_would_be_seen(mean_of):
-    right, exact = gradient_estimators.dreg(), exact_gradient(ratios(iwae), LINEAR, 2)
+def test_wrong_coefficient_is_detected(estimator_mean):
+    right, exact = gradient_estimators.dreg(), exact_gradient(bound_of_densities(iwae), LINEAR, 2)
 
     def with_path(change):
         def coefficients(reduction, log_w):
@@ -267,12 +265,12 @@ def test_a_wrong_coefficient_would_be_seen(mean_of):
         "wake-sleep": WAKE,
     }
     for estimator in faults.values():
-        found = mean_of(bound(iwae, k=2, estimator=estimator), LINEAR, 2)
+        result = estimator_mean(bound(iwae, k=2, estimator=estimator), LINEAR, 2)
         with pytest.raises(AssertionError, match="q_"):
-            assert_unbiased(found, exact, LINEAR)
+            assert_unbiased(result, exact, LINEAR)
     for wrong, k in ((elbo, 2), (iwae, 3)):
         with pytest.raises(AssertionError):
-            assert_unbiased(exact_gradient(ratios(wrong), LINEAR, k), exact, LINEAR)
+            assert_unbiased(exact_gradient(bound_of_densities(wrong), LINEAR, k), exact, LINEAR)
 
 
 # Draws
@@ -280,45 +278,45 @@ def test_a_wrong_coefficient_would_be_seen(mean_of):
 N = 20_000
 
 
-def assert_strong(draws, expected, model):
-    """A gradient of any group of parameters that is a fifth too long would be seen."""
+def assert_power(draws, expected, model):
+    """Assert that a gradient 20% too long in any group of parameters would be detected."""
     for name, at in parameter_indices(model).items():
         assert z_scores(1.2 * draws[:, at], expected[at]).max() > STANDARD_ERRORS, name
 
 
-@pytest.mark.parametrize("words", ALL_CASES)
-def test_draws_have_the_mean_that_quadrature_gives(words):
-    case, _ = CASES[words]
-    exact = exact_gradient(ratios(iwae), case, 2)
+@pytest.mark.parametrize("case_name", ALL_CASES)
+def test_sampled_gradients_have_the_mean_found_by_quadrature(case_name):
+    case, _ = CASES[case_name]
+    exact = exact_gradient(bound_of_densities(iwae), case, 2)
     draws = gradient_draws(objective("iwae", 2, gradient="dreg"), case.model, case.x, N)
     assert z_scores(draws, exact).max() < STANDARD_ERRORS
-    assert_strong(draws, exact, case.model)
+    assert_power(draws, exact, case.model)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(3, 2), (3, 2, 2)])
 def test_gdreg_agrees_with_the_plain_gradient(sizes):
     model = deep(*sizes)
-    plain, ours = (
+    plain, result = (
         gradient_draws(objective("iwae", 8, gradient=g), model, BITS, N)
         for g in ("reparam", "gdreg")
     )
-    assert z_scores(ours - plain, 0.0).max() < STANDARD_ERRORS
+    assert z_scores(result - plain, 0.0).max() < STANDARD_ERRORS
     for name, at in parameter_indices(model).items():
-        assert z_scores((1.2 * ours - plain)[:, at], 0.0).max() > STANDARD_ERRORS, name
+        assert z_scores((1.2 * result - plain)[:, at], 0.0).max() > STANDARD_ERRORS, name
 
 
 @pytest.mark.slow
-def test_gdreg_of_groups_climbs_the_bound_of_their_size():
-    exact = exact_gradient(ratios(iwae), LAYERED, 2)
+def test_gdreg_of_groups_maximises_the_bound_of_their_size():
+    exact = exact_gradient(bound_of_densities(iwae), LAYERED, 2)
     maximised = objective("miwae", 2, m=3, gradient="gdreg")
     draws = gradient_draws(maximised, LAYERED.model, BITS, N)
     assert z_scores(draws, exact).max() < STANDARD_ERRORS
-    assert_strong(draws, exact, LAYERED.model)
+    assert_power(draws, exact, LAYERED.model)
 
 
 @pytest.mark.slow
-def test_the_gradient_of_vr_max_is_that_of_the_larger_of_two_weights():
+def test_vr_max_gradient_is_that_of_the_larger_of_two_weights():
     model, x, *_ = LINEAR
     e = jnp.linspace(-6, 6, 4001)
     weights = jnp.exp(-(e**2) / 2) / jnp.sum(jnp.exp(-(e**2) / 2))
@@ -337,15 +335,18 @@ def test_the_gradient_of_vr_max_is_that_of_the_larger_of_two_weights():
     assert z_scores(draws, exact).max() < STANDARD_ERRORS
     assert z_scores(1.2 * draws, exact).max() > STANDARD_ERRORS
     for other in (elbo, iwae):
-        assert z_scores(draws, exact_gradient(ratios(other), LINEAR, 2)).max() > STANDARD_ERRORS
+        assert (
+            z_scores(draws, exact_gradient(bound_of_densities(other), LINEAR, 2)).max()
+            > STANDARD_ERRORS
+        )
 
 
 @pytest.mark.slow
-def test_the_gradient_of_dais_is_that_of_its_chain():
-    """Also in the step sizes, and in the share of the momentum that is kept."""
+def test_dais_gradient_is_that_of_its_chain():
+    """Including the step sizes and the share of the momentum that is kept."""
     model, x, *_ = LINEAR
     made = objective("dais", 1, temperatures=3)
-    steps = jnp.log(jnp.float32([0.5, 0.4]))  # long enough for what is kept to matter
+    steps = jnp.log(jnp.float32([0.5, 0.4]))  # long enough for the kept momentum to matter
     moves = made.init().learned._replace(log_step_size=steps, kept_logit=jnp.float32(0))
 
     def log_w(both, noise):
@@ -376,13 +377,13 @@ def test_the_gradient_of_dais_is_that_of_its_chain():
 
 
 @pytest.mark.slow
-def test_the_score_gradient_of_the_tvo_tends_to_that_of_its_integral():
+def test_tvo_score_gradient_converges_to_that_of_its_integral():
     model, x, *_ = LINEAR
     betas = tvo_schedule("log", 4)
     grid, weights = nodes(1, 60)
 
     def integral(model):
-        """The TVO with expectations under the tempered densities themselves, on a grid."""
+        """Return the TVO with expectations under the tempered densities, on a grid."""
         q = jax.lax.stop_gradient(model.posterior(x))
         z = q.loc[None] + grid @ q.scale_tril.T
         log_q0 = jax.vmap(q.log_prob)(z)

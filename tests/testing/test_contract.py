@@ -1,4 +1,4 @@
-"""The contract accepts good models and says what is wrong with others; the exact model is exact."""
+"""The model contract: valid models pass and broken ones are diagnosed; closed forms are exact."""
 
 import equinox as eqx
 import jax
@@ -12,7 +12,7 @@ from iwae.models.vae import VAE, AbstractLatentModel
 from iwae.testing import LinearGaussian, check_latent_model
 
 
-class Good(AbstractLatentModel):
+class Valid(AbstractLatentModel):
     """z ~ N(0, 1), x ~ N(a z, e^2), q(z|x) = N(b x, s^2): a model that a user might write."""
 
     a: jax.Array
@@ -36,7 +36,7 @@ class Good(AbstractLatentModel):
 
 
 class Posterior(eqx.Module):
-    """A Gaussian whose draws or density a subclass spoils."""
+    """A Gaussian whose draws or density a subclass breaks."""
 
     loc: jax.Array
     scale: jax.Array
@@ -94,54 +94,54 @@ jax.tree_util.register_pytree_node(NotATree, lambda p: ((), p), lambda p, _: p)
 
 
 def with_posterior(kind):
-    class Model(Good):
+    class Model(Valid):
         def posterior(self, x):
             return kind(self.b * x, jnp.exp(self.log_scale))
 
     return Model()
 
 
-class Unsummed(Good):
+class Unsummed(Valid):
     def log_joint(self, x, z):
         return super().log_joint(x, z)[None]
 
 
-class Infinite(Good):
+class Infinite(Valid):
     def log_joint(self, x, z):
         return super().log_joint(x, z) - jnp.inf
 
 
-class OtherShape(Good):
+class OtherShape(Valid):
     def sample(self, key):
         z, x = super().sample(key)
         return z[None], x
 
 
-class OtherExample(Good):
+class OtherExample(Valid):
     def sample(self, key):
         z, x = super().sample(key)
         return z, x > 0
 
 
-class WrongNoise(Good):
+class WrongNoise(Valid):
     def sample(self, key):
         z, noise = jax.random.normal(key, 2)
         return z, self.a * z + jnp.exp(1.4 * self.log_noise) * noise
 
 
-class WideLatents(Good):
+class WideLatents(Valid):
     def sample(self, key):
         z, noise = jax.random.normal(key, 2)
         return 1.3 * z, self.a * 1.3 * z + jnp.exp(self.log_noise) * noise
 
 
-class NoPrior(Good):
+class NoPrior(Valid):
     def log_joint(self, x, z):
         return super().log_joint(x, z) + z**2 / 2
 
 
-class Positive(Good):
-    """A model whose latent is positive, q log-normal and p exponential: fine, if unusual."""
+class Positive(Valid):
+    """A valid model with a positive latent, log-normal q and exponential prior."""
 
     def posterior(self, x):
         return dist.LogNormal(self.b * x, jnp.exp(self.log_scale))
@@ -156,17 +156,17 @@ class Positive(Good):
         return z, self.a * z + jnp.exp(self.log_noise) * jax.random.normal(x_key)
 
 
-class Branching(Good):
+class Branching(Valid):
     def log_joint(self, x, z):
         return super().log_joint(x, z) if x > 0 else super().log_joint(-x, -z)
 
 
-class BadGradient(Good):
+class BadGradient(Valid):
     def log_joint(self, x, z):
         return super().log_joint(x, z) + jnp.sqrt(self.a - self.a)
 
 
-class Contagious(Good):
+class Contagious(Valid):
     """Normalises over whatever batch it is in."""
 
     def posterior(self, x):
@@ -188,20 +188,20 @@ def check(model, example=0.7, draws=10_000, seed=0):
 
 
 @pytest.mark.slow
-def test_a_good_model_of_a_user_passes():
-    check(Good())
+def test_valid_user_defined_models_pass():
+    check(Valid())
     check(with_posterior(Posterior))
     check(Positive())
 
 
 @pytest.mark.slow
-def test_the_models_of_this_package_pass():
+def test_models_of_this_package_pass():
     check(LinearGaussian.random(q_shift=0.5, q_scale=1.5), np.ones(3))
     check(VAE(6, (3, 2), ((5,), (4,)), key=jax.random.key(0)), np.ones(6))
 
 
 BROKEN = {
-    "a scalar that is not": (Unsummed, r"log_joint.* has shape \(1,\), not \(\): sum"),
+    "log joint not a scalar": (Unsummed, r"log_joint.* has shape \(1,\), not \(\): sum"),
     "infinite": (Infinite, "log_joint.*is -inf"),
     "shape of z": (OtherShape, r"z of sample\(key\) differ"),
     "type of x": (OtherExample, r"x of sample\(key\) differ"),
@@ -223,19 +223,19 @@ BROKEN = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_broken_promise_is_named(fault):
+def test_broken_model_is_diagnosed(fault):
     kind, message = BROKEN[fault]
-    model = kind() if issubclass(kind, Good) else with_posterior(kind)
+    model = kind() if issubclass(kind, Valid) else with_posterior(kind)
     with pytest.raises(AssertionError, match=message):
         check(model)
 
 
-def test_what_is_no_model_is_refused():
+def test_object_that_is_not_a_model_is_rejected():
     with pytest.raises(AssertionError, match="a dict is not a model: make it a subclass"):
         check({})
 
 
-def test_everything_about_the_linear_gaussian_is_exact():
+def test_closed_forms_of_the_linear_gaussian_are_exact():
     model, x = LinearGaussian.random(3, 2, q_shift=0.5, q_scale=2.0), np.array([0.3, -1.0])
     weight, noise = np.float64(model.weight), np.exp(2 * float(model.log_scale))
     covariance = weight @ weight.T + noise * np.eye(2)

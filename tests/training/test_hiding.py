@@ -1,4 +1,4 @@
-"""Hiding observed values in training: the bound that is left, its masks, and its default."""
+"""Hiding observed values in training: the bound, the masks and the default share."""
 
 import equinox as eqx
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gaps import WithHoles, holes, log_normal, moments
+from gaps import IncompleteLinearGaussian, log_normal, model_and_rows, moments
 from iwae import ImportanceWeightedAutoencoder, bound, iwae, train
 from iwae.config.experiment import make_config, stored
 from iwae.config.toml import config_toml_values
@@ -27,19 +27,21 @@ SETTINGS = Settings(as_objective(bound(iwae, k=2)), adam(), 64, hide=SHARE)
 
 @eqx.filter_jit
 def loss_and_examples(model, rows, key):
-    """The loss of a batch, and its examples as the model sees them."""
+    """Return the loss of a batch, and its examples as the model sees them."""
     seen = jax.vmap(lambda raw, i: step_example(model, raw, i, key, SETTINGS)[1])
     loss, _ = step_loss(model, rows, key, SETTINGS.objective.init(), SETTINGS)
     return loss, seen(rows, jnp.arange(len(rows)))
 
 
 def complete_rows():
-    model = WithHoles(holes()[0].complete, 1.0)  # q is the exact posterior of what it sees
+    model = IncompleteLinearGaussian(
+        model_and_rows()[0].complete, 1.0
+    )  # q is the exact posterior given the values that it sees
     keys = jax.random.split(jax.random.key(5), SETTINGS.batch_size)
     return model, jax.jit(jax.vmap(lambda key: model.sample(key)[1]))(keys)
 
 
-def test_the_bound_is_on_the_density_of_the_values_that_stay():
+def test_bound_is_on_the_density_of_the_remaining_values():
     model, rows = complete_rows()
     (mean, covariance), each = moments(model), []
     loss, seen = loss_and_examples(model, rows, jax.random.key(0))
@@ -49,7 +51,7 @@ def test_the_bound_is_on_the_density_of_the_values_that_stay():
     assert loss == pytest.approx(-np.mean(each), rel=1e-5)
 
 
-def test_every_visit_hides_other_values_and_a_repeated_one_the_same():
+def test_masks_differ_between_visits_and_repeat_with_the_key():
     model, rows = complete_rows()
     first, again, other = (
         np.isnan(loss_and_examples(model, rows, jax.random.key(seed))[1]) for seed in (0, 0, 1)
@@ -58,7 +60,7 @@ def test_every_visit_hides_other_values_and_a_repeated_one_the_same():
     n = first.size
     for mask in (first, other):
         assert abs(mask.mean() - SHARE) < 4 * (SHARE * (1 - SHARE) / n) ** 0.5
-    together = SHARE**2  # of masks that are independent
+    together = SHARE**2  # for independent masks
     for pair in (first & other, first[1:] & first[:-1], first[:, 1:] & first[:, :-1]):
         assert abs(pair.mean() - together) < 4 * (together * (1 - together) / pair.size) ** 0.5
 
@@ -93,21 +95,21 @@ def table(path, *, gaps):
         (False, {"missing": "not-at-random"}, 0.0),
     ],
 )
-def test_the_default_follows_from_the_data_and_is_said(tmp_path, gaps, given, hidden):
+def test_default_share_depends_on_the_data_and_is_reported(tmp_path, gaps, given, hidden):
     path = table(tmp_path / "a.csv", gaps=gaps)
     config = {"dataset": path, "latent_sizes": (1,), "hidden_sizes": ((),), **given}
     job = make_job(make_config(config, "here"))
     assert job.config.hide == hidden
     assert job.stages[0].settings.hide == (hidden or 0.0)
     assert ("hidden: 10% of the observed values" in describe_plan(job)) == (hidden == 0.1)
-    # What a run stored is what it is resumed with; runs from before the option hid nothing.
+    # A run resumes with the share that it stored; runs older than the option hide nothing.
     again = config_toml_values(job.config)
     assert make_config(stored(again), "there").hide == hidden
     again.pop("hide", None)
     assert make_config(stored(again), "there").hide == (0.0 if given else None)
 
 
-def test_only_values_missing_at_random_are_hidden():
+def test_hiding_requires_values_missing_at_random():
     for missing in (None, "not-at-random"):
         with pytest.raises(UserError, match="hide needs missing 'at-random'"):
             make_config({"missing": missing, "hide": 0.1}, "here")
@@ -115,8 +117,8 @@ def test_only_values_missing_at_random_are_hidden():
             ImportanceWeightedAutoencoder(missing=missing, hide=0.1).fit(np.eye(3))
     with pytest.raises(ValueError, match=r"hide == 1, must be None or a number from 0 to below 1"):
         ImportanceWeightedAutoencoder(missing="at-random", hide=1).fit(np.eye(3))
-    for share, words in ((1.5, "hide is 1.5"), (0.1, "hide needs a model of gaps")):
-        with pytest.raises(UserError, match=words):
+    for share, message in ((1.5, "hide is 1.5"), (0.1, "hide needs a model of gaps")):
+        with pytest.raises(UserError, match=message):
             train(
                 conditional_model(D, C),
                 np.eye(D + C),
@@ -128,16 +130,16 @@ def test_only_values_missing_at_random_are_hidden():
 
 
 @pytest.mark.parametrize(("gaps", "given", "hidden"), [(0, None, 0.1), (1, None, 0), (1, 0.3, 0.3)])
-def test_the_estimator_has_the_same_default(monkeypatch, gaps, given, hidden):
-    class Seen(Exception):  # noqa: N818 - stops before the compilation
+def test_estimator_has_the_same_default(monkeypatch, gaps, given, hidden):
+    class Intercepted(Exception):  # noqa: N818 - stops before the compilation
         pass
 
     def stop(*arguments):
-        raise Seen(arguments[5].hide)
+        raise Intercepted(arguments[5].hide)
 
     monkeypatch.setattr(fitting, "training_loop", stop)
     x = np.random.default_rng(0).normal(size=(40, 3))
     x[:20:2, 0] = np.nan if gaps else 0.0
     model = ImportanceWeightedAutoencoder(1, missing="at-random", hide=given, early_stopping=False)
-    with pytest.raises(Seen, match=f"^{hidden}"):
+    with pytest.raises(Intercepted, match=f"^{hidden}"):
         model.fit(x)

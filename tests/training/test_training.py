@@ -1,4 +1,4 @@
-"""The trainer: optimisers, schedules, best weights, and one result however it is computed."""
+"""The training loop: optimisers, schedules, best weights, reproducibility and failures."""
 
 import hashlib
 import math
@@ -41,14 +41,14 @@ from iwae.training.steps import Settings, init_state
 
 GREY = np.random.default_rng(0).integers(0, 256, (205, 12), dtype=np.uint8)
 HELD_OUT = (np.random.default_rng(1).integers(0, 256, (30, 12)) > 127).astype(np.uint8)
-STEPS_PER_EPOCH = 20  # five examples, others each epoch, do not fill a batch
+STEPS_PER_EPOCH = 20  # five examples, different each epoch, are left over
 SETTINGS = Settings(objective("iwae", 2), adam(), 10, "dynamic")
 FOUR_EPOCHS = Plan(4)
 
 
 @pytest.fixture(scope="session")
 def compilations():
-    """How often each function has been compiled so far."""
+    """Return the number of compilations of each function so far."""
     counts = Counter()
 
     def note(event, _seconds, **about):
@@ -73,14 +73,14 @@ def steps(template, state, plan=FOUR_EPOCHS, *, rate=0.01, best=None, data=GREY)
 
 
 def run(seeds=(0,), plan=FOUR_EPOCHS, *, rate=0.01, state=None, best=None):
-    """Train to the end of the plan: the last state, the best weights and all reports."""
+    """Train to the end of the plan; return the last state, the best weights and all reports."""
     template, first = start(seeds)
     every = list(steps(template, first if state is None else state, plan, rate=rate, best=best))
     return every[-1][0], every[-1][1], [report for *_, report in every]
 
 
 def leaves(tree):
-    """All numbers of a tree, random keys too."""
+    """Yield all arrays of a tree, random keys included."""
     for leaf in jax.tree.leaves(tree):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         yield np.asarray(jax.random.key_data(leaf) if is_key else leaf)
@@ -100,8 +100,8 @@ def of_replicate(tree, replicate):
 
 
 @pytest.fixture(scope="module")
-def whole(compilations):
-    """Four epochs of one replicate without interruption, and what they compiled."""
+def uninterrupted(compilations):
+    """Return the results of four uninterrupted epochs of one replicate, and the compilations."""
     before = compilations.copy()
     return *run(), compilations - before
 
@@ -114,8 +114,8 @@ def gradients(n=7, shape=(3, 2)):
     return scales * np.random.default_rng(3).normal(size=(n, *shape))
 
 
-def directions(optimizer, grads):
-    """What the optimiser subtracts, per unit of learning rate, at each step."""
+def updates(optimizer, grads):
+    """Yield the update that the optimiser subtracts at each step, per unit of learning rate."""
     params = {"w": jnp.zeros(grads.shape[1:])}
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     for grad in grads:
@@ -123,34 +123,34 @@ def directions(optimizer, grads):
         yield np.asarray(direction["w"])
 
 
-def test_adam_is_that_of_the_papers_text():
+def test_adam_follows_the_paper():
     m = v = np.zeros((3, 2))
     grads = gradients()
-    for t, (g, direction) in enumerate(zip(grads, directions(adam(), grads), strict=True), 1):
+    for t, (g, direction) in enumerate(zip(grads, updates(adam(), grads), strict=True), 1):
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         expected = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-4)
         assert direction == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_authors_adam_is_that_of_their_code():
-    """One weight at a time, on the gradient of the sum over the batch."""
+def test_authors_adam_follows_their_code():
+    """Their code updates one weight at a time, by the gradient of the sum over the batch."""
     batch_size, grads = 20, gradients()
-    found = np.stack(list(directions(authors_adam(batch_size), grads)))
+    result = np.stack(list(updates(authors_adam(batch_size), grads)))
     for index in np.ndindex(grads.shape[1:]):
         moment1, moment2 = 0.0, 1.0
         for n, gradient_of_mean in enumerate(grads[(slice(None), *index)]):
             alpha = math.sqrt(1 - 0.999 ** (n + 1)) / (1 - 0.99 ** (n + 1))
             expected = alpha * moment1 / (math.sqrt(moment2) + 1e-4)
-            assert found[(n, *index)] == pytest.approx(expected, rel=1e-4)
+            assert result[(n, *index)] == pytest.approx(expected, rel=1e-4)
             gradient = batch_size * gradient_of_mean
             moment1 += (1 - 0.99) * (gradient - moment1)
             moment2 += (1 - 0.999) * (gradient**2 - moment2)
-    assert not found[0].any()  # the first step changes nothing
-    assert found[1].all()
+    assert not result[0].any()  # the first step changes nothing
+    assert result[1].all()
 
 
-def rotated(grads, *, every, memory, b=0.95, eps=1e-8):
-    """The directions of SOAP on the first side of a matrix, which is not larger; float64."""
+def soap_updates(grads, *, every, memory, b=0.95, eps=1e-8):
+    """Yield the updates of SOAP that rotates the first, not larger, side of a matrix; float64."""
     m = v = np.zeros(grads.shape[1:])
     for t, g in enumerate(grads):
         if t == 0:
@@ -167,46 +167,48 @@ def rotated(grads, *, every, memory, b=0.95, eps=1e-8):
         yield q @ np.clip(d, -1, 1)
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_soap_is_adam_in_a_basis_of_eigenvectors(turned):
+@pytest.mark.parametrize("transposed", [False, True])
+def test_soap_is_adam_in_an_eigenbasis(transposed):
     grads = np.random.default_rng(6).normal(size=(7, 3, 5)) * [[[1], [3], [10]]]
     optimizer = soap(every=2, memory=0.7)
-    found = directions(optimizer, grads.transpose(0, 2, 1) if turned else grads)
-    for direction, expected in zip(found, rotated(grads, every=2, memory=0.7), strict=True):
-        its = direction.T if turned else direction
-        assert its == pytest.approx(expected, rel=2e-3, abs=2e-3)
+    directions = updates(optimizer, grads.transpose(0, 2, 1) if transposed else grads)
+    for direction, expected in zip(
+        directions, soap_updates(grads, every=2, memory=0.7), strict=True
+    ):
+        result = direction.T if transposed else direction
+        assert result == pytest.approx(expected, rel=2e-3, abs=2e-3)
 
 
 @pytest.mark.parametrize(("shape", "largest"), [((4,), 300), ((3, 5), 2)])
-def test_soap_leaves_vectors_and_large_matrices_to_adam(shape, largest):
+def test_soap_uses_adam_for_vectors_and_large_matrices(shape, largest):
     grads = np.random.default_rng(7).normal(size=(5, *shape))
     m = v = np.zeros(shape)
-    for t, (g, found) in enumerate(
-        zip(grads, directions(soap(every=2, largest=largest), grads), strict=True), 1
+    for t, (g, result) in enumerate(
+        zip(grads, updates(soap(every=2, largest=largest), grads), strict=True), 1
     ):
         m, v = 0.95 * m + 0.05 * g, 0.95 * v + 0.05 * g**2
         expected = m / (1 - 0.95**t) / (np.sqrt(v / (1 - 0.95**t)) + 1e-8)
-        assert found == pytest.approx(expected, rel=1e-4)
+        assert result == pytest.approx(expected, rel=1e-4)
 
 
-def test_soap_makes_no_huge_step_when_the_gradients_turn():
-    """A refresh then turns the first moments, but not the second ones."""
+def test_soap_takes_no_huge_step_when_the_gradients_rotate():
+    """A refresh then rotates the first moments but not the second moments."""
     sides = np.array([[1, 1e-3, 0]] * 10 + [[1e3, 1e3, 1e3]] * 5)
-    found = directions(soap(), sides[:, :, None] * np.ones(4))
-    assert max(np.linalg.norm(direction) for direction in found) < np.sqrt(3 * 4)
+    directions = updates(soap(), sides[:, :, None] * np.ones(4))
+    assert max(np.linalg.norm(direction) for direction in directions) < np.sqrt(3 * 4)
 
 
-# Steps, on an objective whose gradient for the one parameter b that it has is x - b
+# Steps, on an objective whose only parameter b has the gradient x - b
 
 
-def pull(model, x, key):  # noqa: ARG001
+def quadratic_objective(model, x, key):  # noqa: ARG001
     return x @ model.bias - 0.5 * model.bias @ model.bias
 
 
-def pulled(data, batch_size, optimizer, rates, epochs, *, shuffle=True):
-    """b at the start and after each dispatch, and the reports."""
+def quadratic_path(data, batch_size, optimizer, rates, epochs, *, shuffle=True):
+    """Yield b and the report, at the start and after each dispatch."""
     model = LinearGaussian.random(n_latent=1, n_data=data.shape[1])
-    settings = Settings(as_objective(pull), optimizer, batch_size, "none", shuffle)
+    settings = Settings(as_objective(quadratic_objective), optimizer, batch_size, "none", shuffle)
     state = init_state([model], jax.random.key(0)[None], settings)
     schedule = staged_schedule(rates, [2] * len(rates), len(data) // batch_size)
     yield np.asarray(state.params.bias[0]), None
@@ -216,17 +218,17 @@ def pulled(data, batch_size, optimizer, rates, epochs, *, shuffle=True):
         yield np.asarray(after.params.bias[0]), report
 
 
-def test_a_step_follows_the_mean_gradient_at_the_rate_of_its_epoch():
+def test_step_follows_the_mean_gradient_at_the_rate_of_its_epoch():
     data = np.float32(np.random.default_rng(4).normal(size=(6, 3)))
-    (b, _), *after = pulled(data, 6, adam(), [0.5, 0.125], 5)
+    (b, _), *after = quadratic_path(data, 6, adam(), [0.5, 0.125], 5)
     m = v = np.zeros(3)
-    for t, (found, report) in enumerate(after, 1):
+    for t, (result, report) in enumerate(after, 1):
         maximised = (data @ b - 0.5 * b @ b).mean()
         g = b - data.mean(axis=0)
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
         rate = 0.5 if t <= 2 else 0.125
         b = b - rate * m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-4)
-        assert found == pytest.approx(b, abs=1e-5)
+        assert result == pytest.approx(b, abs=1e-5)
         assert report.bound[0] == pytest.approx(maximised, rel=1e-4)
         assert (report.epoch, report.epoch_done, report.steps) == (t, True, 1)
     assert len(after) == 5
@@ -236,21 +238,23 @@ def visits(monkeypatch, *, shuffle):
     """The examples of each step of epochs 2 to 5, `[epoch, step, example]`."""
     monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.0)  # after the first epoch, step by step
     rate, data = 0.5, np.eye(7, dtype=np.float32)
-    path = [b for b, _ in pulled(data, 2, optax.identity(), [rate], 5, shuffle=shuffle)][1:]
+    path = [b for b, _ in quadratic_path(data, 2, optax.identity(), [rate], 5, shuffle=shuffle)][1:]
     means = [(b - a) / rate + a for a, b in pairwise(path)]
     return np.round(2 * np.stack(means), 3).reshape(4, 3, 7)
 
 
-def test_an_epoch_visits_examples_once_in_an_order_of_its_own(monkeypatch):
+def test_each_epoch_visits_examples_once_in_its_own_order(monkeypatch):
     seen = visits(monkeypatch, shuffle=True)
     assert set(np.unique(seen)) == {0, 1}
     assert (seen.sum(axis=2) == 2).all()
     assert (seen.sum(axis=1) <= 1).all()
     assert len({epoch.tobytes() for epoch in seen}) == 4
-    assert len({epoch.sum(axis=0).tobytes() for epoch in seen}) > 1  # others are left out
+    assert (
+        len({epoch.sum(axis=0).tobytes() for epoch in seen}) > 1
+    )  # different examples are left out
 
 
-def test_without_shuffling_all_epochs_are_alike(monkeypatch):
+def test_epochs_without_shuffling_are_identical(monkeypatch):
     seen = visits(monkeypatch, shuffle=False)
     assert (seen == seen[0]).all()
     assert (seen[0].sum(axis=0) <= 1).all()
@@ -259,7 +263,7 @@ def test_without_shuffling_all_epochs_are_alike(monkeypatch):
 # Schedules
 
 
-def test_the_papers_schedule_is_3_to_the_i_epochs_at_rates_from_1e_3_to_1e_4():
+def test_paper_schedule_has_3_to_the_i_epochs_at_rates_from_1e_3_to_1e_4():
     lengths = paper_schedule_epochs(3280)
     assert lengths == (1, 3, 9, 27, 81, 243, 729, 2187)
     schedule, done = staged_schedule(PAPER_RATES, lengths, 7), 0
@@ -268,17 +272,17 @@ def test_the_papers_schedule_is_3_to_the_i_epochs_at_rates_from_1e_3_to_1e_4():
         assert float(schedule(jnp.int32(7 * done))) == pytest.approx(rate)
         done += epochs
         assert float(schedule(jnp.int32(7 * done - 1))) == pytest.approx(rate)
-    assert float(schedule(jnp.int32(7 * done))) == pytest.approx(1e-4)  # after the last end
+    assert float(schedule(jnp.int32(7 * done))) == pytest.approx(1e-4)  # after the last stage
 
 
-def test_the_authors_rates_are_rounded():
+def test_authors_rates_are_rounded():
     rounded = ["1", "0.72", "0.52", "0.37", "0.27", "0.19", "0.14", "0.1"]
     assert [f"{1000 * rate:.3g}" for rate in AUTHORS_RATES] == rounded
     assert pytest.approx(PAPER_RATES, rel=0.03) == AUTHORS_RATES
 
 
 @given(st.integers(1, 20_000))
-def test_other_lengths_stretch_the_eight_stages(total):
+def test_other_lengths_scale_the_eight_stages(total):
     lengths = paper_schedule_epochs(total)
     assert sum(lengths) == total
     assert min(lengths) >= 0
@@ -303,7 +307,7 @@ def at(schedule, *steps):
         ("constant-linear", [0.2, 0.2, 0.2, 0.1, 0.2 / 20]),
     ],
 )
-def test_a_schedule_falls_from_its_rate_to_zero_at_its_end(name, rates, first):
+def test_schedule_decays_from_its_rate_to_zero(name, rates, first):
     config = TrainConfig(schedule=name, learning_rate=0.2, epochs=4)
     schedule, ends = configured_schedule(config, 10, first)
     steps = [first + step for step in (0, 10, 20, 30, 39)]
@@ -313,25 +317,25 @@ def test_a_schedule_falls_from_its_rate_to_zero_at_its_end(name, rates, first):
         assert at(schedule, first + 40, first + 99) == pytest.approx([0, 0], abs=1e-8)
 
 
-def test_a_rate_that_ends_above_zero_runs_on_in_the_next_stage():
+def test_rate_that_ends_above_zero_continues_in_the_next_stage():
     halves = [
         TrainConfig(schedule="linear", epochs=3, learning_rate=0.2, lr_end=0.05),
         TrainConfig(schedule="linear", epochs=1, learning_rate=0.05),
     ]
-    whole, _ = configured_schedule(TrainConfig(schedule="linear", epochs=4, learning_rate=0.2), 10)
+    full, _ = configured_schedule(TrainConfig(schedule="linear", epochs=4, learning_rate=0.2), 10)
     for config, first in zip(halves, (0, 30), strict=True):
         schedule, _ = configured_schedule(config, 10, first)
         steps = range(first, first + 10 * config.epochs + 1)
-        assert at(schedule, *steps) == pytest.approx(at(whole, *steps), rel=1e-5)
+        assert at(schedule, *steps) == pytest.approx(at(full, *steps), rel=1e-5)
 
 
-def test_only_a_rate_that_falls_has_an_end():
+def test_only_a_decaying_rate_accepts_lr_end():
     with pytest.raises(ValueError, match=r"lr_end needs schedule linear, cosine, .*; it is paper"):
         TrainConfig(lr_end=1e-4)
 
 
 @pytest.mark.parametrize("first", [0, 70])
-def test_a_warm_up_rises_from_zero_over_its_epochs(first):
+def test_warm_up_rises_from_zero_over_its_epochs(first):
     config = TrainConfig(schedule="linear", learning_rate=0.2, epochs=4, lr_warmup=0.5)
     schedule, _ = configured_schedule(config, 10, first)
     plain, _ = configured_schedule(config.model_copy(update={"lr_warmup": 0.0}), 10, first)
@@ -347,7 +351,7 @@ def test_a_warm_up_rises_from_zero_over_its_epochs(first):
 
 
 def averaged(path, decay):
-    """The average along a path of weights, float64."""
+    """Return the moving average along a path of weights, float64."""
     mean = np.float64(path[0])
     for done, b in enumerate(path[1:]):
         kept = min(decay, (1 + done) / (10 + done))
@@ -355,11 +359,11 @@ def averaged(path, decay):
     return mean
 
 
-def test_the_average_forgets_at_its_rate_and_is_what_is_validated_and_returned():
+def test_moving_average_is_validated_and_returned():
     data = np.float32(np.random.default_rng(4).normal(size=(6, 3)))
     held_out, start = data[:3] + 1, LinearGaussian.random(n_latent=1, n_data=3)
     decay, schedule = 0.3, staged_schedule([0.2], [1], 1)
-    settings = Settings(as_objective(pull), adam(), 6, ema=decay)
+    settings = Settings(as_objective(quadratic_objective), adam(), 6, ema=decay)
     first = init_state([start], jax.random.key(0)[None], settings)
     path = [np.asarray(first.params.bias[0])]
     for state, best, report in training_loop(
@@ -373,9 +377,9 @@ def test_the_average_forgets_at_its_rate_and_is_what_is_validated_and_returned()
         if best.epoch[0] == report.epoch:
             assert_same_bits(best.params, state.ema)
     assert np.abs(averaged(path, decay) - path[-1]).max() > 1e-3
-    assert np.abs(averaged(path, decay) - averaged(path, 1.0)).max() > 1e-3  # the decay counts
+    assert np.abs(averaged(path, decay) - averaged(path, 1.0)).max() > 1e-3  # the decay matters
     options = {"epochs": 12, "batch_size": 6, "learning_rate": schedule, "ema": decay}
-    last = train(start, data, as_objective(pull), key=jax.random.key(0), **options)
+    last = train(start, data, as_objective(quadratic_objective), key=jax.random.key(0), **options)
     assert np.asarray(last.model.bias) == pytest.approx(averaged(path, decay), rel=1e-4, abs=1e-5)
 
 
@@ -400,9 +404,7 @@ def test_the_average_forgets_at_its_rate_and_is_what_is_validated_and_returned()
         (-90.0, math.nan, 0.0, False),
     ],
 )
-def test_best_weights_change_on_a_strict_improvement_by_more_than_the_threshold(
-    old, new, threshold, better
-):
+def test_best_weights_change_on_an_improvement_above_the_threshold(old, new, threshold, better):
     before = loop.Best(
         {"w": jnp.float32([[1, 1], [2, 2]])},
         jnp.float32([old, old]),
@@ -417,8 +419,8 @@ def test_best_weights_change_on_a_strict_improvement_by_more_than_the_threshold(
     assert best.params["w"].tolist() == [[7, 7] if better else [1, 1], [2, 2]]
 
 
-def test_the_best_weights_are_those_of_the_best_validation(whole):
-    state, best, reports, _ = whole
+def test_best_weights_are_those_of_the_best_validation(uninterrupted):
+    state, best, reports, _ = uninterrupted
     values = [report.validation[0] for report in reports if report.epoch_done]
     assert int(best.epoch[0]) == 1 + int(np.argmax(values))
     assert float(best.value[0]) == np.float32(max(values))
@@ -426,8 +428,8 @@ def test_the_best_weights_are_those_of_the_best_validation(whole):
         assert_same_bits(best.params, state.params)
 
 
-def test_validation_is_at_chosen_epochs_and_uses_the_same_draws_each_time():
-    """With a learning rate of next to nothing the validation bound stands still."""
+def test_validation_runs_at_chosen_epochs_with_the_same_draws():
+    """With a negligible learning rate the validation bound is constant."""
     *_, reports = run(plan=Plan(5, validate_every=2), rate=1e-30)
     seen = [report for report in reports if report.validation is not None]
     assert [report.epoch for report in seen] == [2, 4]
@@ -435,35 +437,35 @@ def test_validation_is_at_chosen_epochs_and_uses_the_same_draws_each_time():
     assert len({float(report.bound[0]) for report in reports if report.epoch_done}) == 5
 
 
-# One result, however it is computed
+# Results do not depend on how they are computed
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e-3, 1e9])
-def test_the_size_of_dispatches_does_not_matter(whole, monkeypatch, seconds):
-    state, best, reports, _ = whole
+def test_result_does_not_depend_on_the_size_of_dispatches(uninterrupted, monkeypatch, seconds):
+    state, best, reports, _ = uninterrupted
     monkeypatch.setattr(loop, "DISPATCH_SECONDS", seconds)
     other, other_best, other_reports = run()
     assert_same_bits((other, other_best), (state, best))
     assert {0.0: 61, 1e9: 4}.get(seconds, len(other_reports)) == len(other_reports)
-    for mine, its in zip(
+    for expected, result in zip(
         *([report for report in each if report.epoch_done] for each in (reports, other_reports)),
         strict=True,
     ):
-        assert mine.bound == its.bound
-        assert mine.validation == its.validation
+        assert expected.bound == result.bound
+        assert expected.validation == result.validation
 
 
-def test_going_on_from_the_middle_of_an_epoch_gives_the_same_bits(whole, monkeypatch):
+def test_resuming_from_the_middle_of_an_epoch_gives_the_same_bits(uninterrupted, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(loop, "DISPATCH_SECONDS", 0.0)
         half, best, report = [step for step, _ in zip(steps(*start()), range(24), strict=False)][-1]
     assert report.step == 43
-    assert_same_bits(run(state=half, best=best)[:2], whole[:2])
+    assert_same_bits(run(state=half, best=best)[:2], uninterrupted[:2])
 
 
-def test_one_program_is_compiled_for_a_shape(whole, compilations):
-    assert whole[3]["_run_replicates"] == 1
-    assert whole[3]["_map_slab"] == 1  # for the validation
+def test_each_shape_is_compiled_once(uninterrupted, compilations):
+    assert uninterrupted[3]["_run_replicates"] == 1
+    assert uninterrupted[3]["_map_slab"] == 1  # for the validation
     before = compilations.copy()
     run((5,), Plan(3, patience=2, threshold=0.1), rate=0.02)
     assert not {"_run_replicates", "_map_slab"} & (compilations - before).keys()
@@ -473,22 +475,24 @@ PATIENT = {"plan": Plan(9, patience=1, threshold=0.02), "rate": 0.02}
 
 
 @pytest.fixture(scope="module")
-def alone():
-    """Three seeds, each trained alone, with early stopping."""
+def trained_separately():
+    """Return the results of three seeds, each trained separately, with early stopping."""
     return [run((seed,), **PATIENT) for seed in (0, 1, 2)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("replicates", [2, 3])
-def test_each_replicate_is_the_same_seed_trained_alone(alone, replicates):
+def test_each_replicate_equals_its_seed_trained_separately(trained_separately, replicates):
     state, best, reports = run(range(replicates), **PATIENT)
-    for replicate, (state_alone, best_alone, reports_alone) in enumerate(alone[:replicates]):
-        assert_same_bits(of_replicate((state, best), replicate), (state_alone, best_alone))
+    for replicate, (expected_state, expected_best, expected_reports) in enumerate(
+        trained_separately[:replicates]
+    ):
+        assert_same_bits(of_replicate((state, best), replicate), (expected_state, expected_best))
         last = int(state.step[replicate])
         assert [report.active[replicate] for report in reports] == [
             report.step <= last for report in reports
         ]
-        bounds = {report.step: report.bound[0] for report in reports_alone if report.epoch_done}
+        bounds = {report.step: report.bound[0] for report in expected_reports if report.epoch_done}
         assert bounds == {
             report.step: report.bound[replicate]
             for report in reports
@@ -497,19 +501,19 @@ def test_each_replicate_is_the_same_seed_trained_alone(alone, replicates):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("trained_separately")
 def test_nothing_is_compiled_after_the_second_epoch(monkeypatch, compilations):
-    """A first dispatch of another sharding than the later ones would do that."""
+    """A first dispatch sharded differently from the later ones would compile again."""
     monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.0)
     counts = [compilations.copy() for *_, report in steps(*start((7, 8, 9))) if report.epoch_done]
     assert counts[1] == counts[3]
     assert not (counts[3] - counts[0])["_run_replicates"]
 
 
-def test_replicates_stop_when_their_own_patience_is_spent(alone):
-    stops = [int(state.step[0]) // STEPS_PER_EPOCH for state, *_ in alone]
+def test_replicates_stop_when_their_own_patience_runs_out(trained_separately):
+    stops = [int(state.step[0]) // STEPS_PER_EPOCH for state, *_ in trained_separately]
     assert len(set(stops)) == 3, "this test and the one above need other settings"
-    for (state, best, reports), stop in zip(alone, stops, strict=True):
+    for (state, best, reports), stop in zip(trained_separately, stops, strict=True):
         values = [report.validation[0] for report in reports if report.epoch_done]
         gains = np.diff(np.maximum.accumulate(values)) > 0.02
         assert gains[:-1].all()
@@ -535,7 +539,7 @@ PATHS = os.pathsep.join([*FOLDERS, os.environ.get("PYTHONPATH", "")])
 
 
 @pytest.mark.slow
-def test_the_number_of_devices_does_not_matter():
+def test_result_does_not_depend_on_the_number_of_devices():
     done = subprocess.run(
         [sys.executable, "-c", EIGHT_DEVICES],
         env={**os.environ, "PYTHONPATH": PATHS},
@@ -547,15 +551,15 @@ def test_the_number_of_devices_does_not_matter():
     assert done.stdout.strip() == digest(run((0,), Plan(2))[:2])
 
 
-# What is not finite
+# Values that are not finite
 
 
 GAUSSIAN = Settings(bound(iwae, k=2), adam(), 10)
 REAL = np.float32(np.random.default_rng(5).normal(size=(60, 3)))
 
 
-def not_finite(data, settings=GAUSSIAN, *, rate=0.01, epochs=3):
-    """The error, and b at the start, of a linear-Gaussian model trained on `data`."""
+def train_until_error(data, settings=GAUSSIAN, *, rate=0.01, epochs=3):
+    """Train a linear-Gaussian model on `data`; return the error and the initial state."""
     model = LinearGaussian.random(q_shift=0.5)
     state = init_state([model], jax.random.key(1)[None], settings)
     schedule = staged_schedule([rate], [epochs], len(data) // settings.batch_size)
@@ -565,16 +569,16 @@ def not_finite(data, settings=GAUSSIAN, *, rate=0.01, epochs=3):
 
 
 @pytest.mark.slow
-def test_a_nan_in_the_data_is_found_in_its_step_and_the_state_before_it_is_kept():
+def test_nan_in_the_data_is_located_and_the_state_before_it_is_kept():
     data = REAL.copy()
     data[17, 1] = np.nan
-    error, start_state = not_finite(data)
+    error, start_state = train_until_error(data)
     step = int(error.state.step[0])
     assert 0 < step < 6
     assert f"stopped at step {step + 1} (epoch 1, replicate 0): the input x is not" in str(error)
     assert all(np.isfinite(leaf).all() for leaf in leaves(error.state.params))
     settings, model = GAUSSIAN, LinearGaussian.random(q_shift=0.5)
-    clean = np.where(np.isnan(data), 1e4, data)  # would change the weights if it had been seen
+    clean = np.where(np.isnan(data), 1e4, data)  # would change the weights if it were visited
     schedule = staged_schedule([0.01], [3], 6)
     state = loop.run_compiled_steps(
         start_state, error.state.step, jnp.asarray(clean), schedule, model, settings
@@ -586,8 +590,8 @@ def test_a_nan_in_the_data_is_found_in_its_step_and_the_state_before_it_is_kept(
 @pytest.mark.parametrize(
     ("rate", "good", "term"), [(1e30, 1, "log p(x, z)"), (math.inf, 0, "the optimiser's update")]
 )
-def test_steps_that_are_too_large_stop_the_run(rate, good, term):
-    error, _ = not_finite(REAL, rate=rate)
+def test_too_large_steps_stop_the_run(rate, good, term):
+    error, _ = train_until_error(REAL, rate=rate)
     assert int(error.state.step[0]) == good
     assert f"stopped at step {good + 1} (epoch 1, replicate 0): {term} is not" in str(error)
     assert all(np.isfinite(leaf).all() for leaf in leaves(error.state.params))
@@ -599,15 +603,15 @@ def infinite_slope(model, x, key):  # noqa: ARG001
 
 
 @pytest.mark.slow
-def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update():
-    """Also where the dispatch, and with it the look at the bound, ends with this step."""
+def test_non_finite_gradient_stops_the_run_before_the_update():
+    """Even where the dispatch, and with it the check of the bound, ends with this step."""
     settings = GAUSSIAN._replace(objective=as_objective(infinite_slope), batch_size=60)
-    error, start_state = not_finite(REAL, settings)
+    error, start_state = train_until_error(REAL, settings)
     assert "step 1 (epoch 1, replicate 0): the gradient of log_scale is not" in str(error)
     assert_same_bits(error.state, start_state)
 
 
-# Without a folder
+# Training in memory
 
 
 def trained(key=0, **options):
@@ -616,7 +620,7 @@ def trained(key=0, **options):
     return model, train(model, REAL, GAUSSIAN.objective, key=jax.random.key(key), **options)
 
 
-def test_any_model_can_be_trained_and_the_key_decides_the_result():
+def test_any_model_can_be_trained_and_the_key_determines_the_result():
     before, after = trained(epochs=8)
     assert [report.epoch for report in after.history] == list(range(1, 9))
     assert after.history[-1].bound[0] > after.history[0].bound[0] + 1
@@ -646,21 +650,21 @@ def test_callbacks_see_every_epoch_and_can_stop_training(capsys):
 
 
 @pytest.mark.parametrize(
-    ("shape", "words"),
+    ("shape", "message"),
     [
         ((30, 3, 4), r"shape \[30, 3, 4\], .* takes \[n, 12\]: flatten them: examples.reshape"),
         ((30, 11), r"shape \[30, 11\], .* takes \[n, 12\]: make a model of their size"),
     ],
 )
 @pytest.mark.parametrize("binarization", ["none", "dynamic"])
-def test_examples_of_another_shape_are_refused(shape, words, binarization):
+def test_examples_of_another_shape_are_rejected(shape, message, binarization):
     options = {"key": jax.random.key(1), "epochs": 1, "binarization": binarization}
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         train(start()[0], np.zeros(shape, np.uint8), bound(iwae, k=1), **options)
 
 
 @pytest.mark.slow
-def test_any_schedule_and_optimiser_will_do():
+def test_any_schedule_and_optimiser_are_accepted():
     before, after = trained(
         learning_rate=lambda step: jnp.where(step == 3, 0.5, 0.0), optimizer=optax.sign_sgd(1.0)
     )
@@ -669,7 +673,7 @@ def test_any_schedule_and_optimiser_will_do():
 
 
 def test_held_out_examples_choose_the_best_weights():
-    """Those of another distribution, from which training leads away after a while."""
+    """They have another distribution, on which training eventually gets worse."""
     _, result = trained(epochs=6, learning_rate=0.01, validation=REAL[:20] + 2)
     values = [report.validation[0] for report in result.history]
     best = 1 + int(np.argmax(values))
@@ -677,7 +681,7 @@ def test_held_out_examples_choose_the_best_weights():
     assert digest(result.best) == digest(trained(epochs=best, learning_rate=0.01)[1].model)
 
 
-def test_a_batch_larger_than_the_data_is_refused():
+def test_batch_larger_than_the_data_is_rejected():
     with pytest.raises(UserError, match="60 training examples do not fill one batch of 61"):
         trained(batch_size=61)
 
@@ -690,13 +694,13 @@ def test_a_batch_larger_than_the_data_is_refused():
         ({"epochs": 2**31}, "epochs is 2147483648, but steps are counted in 32 bits"),
     ],
 )
-def test_sizes_that_are_none_are_refused(options, message):
+def test_invalid_sizes_are_rejected(options, message):
     with pytest.raises(UserError, match=message):
         trained(**options)
 
 
 @pytest.mark.parametrize("value", [0.5, 200])
-def test_grey_levels_have_no_likelihood_under_bernoulli(value):
+def test_grey_levels_are_rejected_by_the_bernoulli_likelihood(value):
     model, key = VAE(4, (2,), ((3,),), key=jax.random.key(0)), jax.random.key(1)
     binary, grey = np.zeros((30, 4), np.uint8), np.full((30, 4), value)
     options = {"key": key, "epochs": 1, "batch_size": 10}
@@ -711,7 +715,7 @@ def test_grey_levels_have_no_likelihood_under_bernoulli(value):
             call()
 
 
-def test_a_validation_bound_that_is_not_finite_stops_the_run():
+def test_non_finite_validation_bound_stops_the_run():
     held_out = REAL[:20].copy()
     held_out[3, 1] = 1e30  # a square beyond float32
     with pytest.raises(NonFiniteError, match=r"validation of epoch 2 .replicate 0.: .* is -inf"):
