@@ -1,4 +1,4 @@
-"""The whole way, as a user goes it: train, stop, resume, measure, draw."""
+"""End-to-end runs of the command line: train, stop, resume, evaluate, draw."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def weights(folder):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_terminated_and_resumed_ends_with_the_same_bits(run, trained, tmp_path):
+def test_terminated_and_resumed_run_matches_an_uninterrupted_one(run, trained, tmp_path):
     folder = tmp_path / "stopped"
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(run.cache)}
     command = [sys.executable, "-m", "iwae", *TRAIN, "--out", str(folder)]
@@ -80,14 +80,14 @@ def test_a_run_that_is_terminated_and_resumed_ends_with_the_same_bits(run, train
 
 
 @pytest.mark.slow
-def test_a_folder_that_holds_a_run_is_left_alone(run, trained):
+def test_training_into_an_existing_run_is_refused(run, trained):
     before = weights(trained)
     assert "--resume" in run(*TRAIN, "--out", trained, status=2).stderr
     assert weights(trained) == before
 
 
 @pytest.mark.slow
-def test_the_record_is_one_json_object_with_a_value_for_every_example(run, trained):
+def test_record_is_one_json_object_with_per_example_values(run, trained):
     record = json.loads(run("evaluate", trained, "--k", "1", "20", "--json").stdout)
     assert {"log_likelihood", "stderr", "n", "k", "split", "dataset", "test_sha256"} <= set(record)
     assert (record["n"], record["k"], record["split"]) == (360, 20, "test")
@@ -105,15 +105,15 @@ def test_the_record_is_one_json_object_with_a_value_for_every_example(run, train
 
 
 @pytest.mark.slow
-def test_every_picture_is_drawn(run, trained):
+def test_figures_command_draws_every_figure(run, trained):
     paths = run("figures", trained).stdout.split()
     names = {path.rpartition("/")[2] for path in paths}
     assert {"samples.png", "reconstructions.png", "training_samples.gif"} <= names
     assert {"training_curves.png", "log_variances.png", "filters_first_layer.png"} <= names
 
 
-def test_a_mistake_gets_one_line_and_status_2(run, tmp_path, monkeypatch):
-    """In a process of its own; `test_cli.py` has all other mistakes."""
+def test_invalid_option_gives_an_error_and_status_2(run, tmp_path, monkeypatch):
+    """Run in a separate process; `test_cli.py` covers all other errors."""
     monkeypatch.chdir(tmp_path)
     done = run("train", "--objective", "iwea", "--dataset", "digits", "--out", "x", status=2)
     assert "did you mean iwae" in done.stderr
@@ -121,7 +121,7 @@ def test_a_mistake_gets_one_line_and_status_2(run, tmp_path, monkeypatch):
     assert not (tmp_path / "x").exists()
 
 
-# A file of one's own, with the defaults of the command line
+# A user's own file, with the defaults of the command line
 
 
 @pytest.fixture
@@ -135,16 +135,16 @@ def command(capsys):
     return call
 
 
-def measured(command, run):
-    """The record of L_50 of a run, and the values of its test rows."""
+def evaluate_l50(command, run):
+    """The record of a run's L_50, and its per-example values on the test rows."""
     record = json.loads(command("evaluate", run, "--weights", "best", "--k", "50", "--json"))
     (path,) = (run / "evaluations").glob("test-best-*.npz")
     return record, np.load(path)["log_likelihood"][0, -1]
 
 
 @pytest.mark.slow
-def test_a_table_with_a_large_mean_is_measured_and_completed_like_one_without(command, tmp_path):
-    """A time of mean 1.7e9 and a value that depends on it; both are 10 b and b, b = z + 0.1 e."""
+def test_large_column_mean_changes_neither_likelihood_nor_imputation(command, tmp_path):
+    """A time column of mean 1.7e9 and a dependent value: 1.7e9 + 10 b1 and b2, b = z + 0.1 e."""
     rng = np.random.default_rng(0)
     z = rng.normal(size=1000)
     b = np.stack([z + 0.1 * rng.normal(size=1000) for _ in range(2)], axis=1)
@@ -154,48 +154,48 @@ def test_a_table_with_a_large_mean_is_measured_and_completed_like_one_without(co
         lines = [f"{mean + 10 * first:.3f},{second}" for first, second in b]
         file.write_text("\n".join(["time,y", *lines]) + "\n")
         command("train", "--dataset", file, "--missing", "at-random", "--out", runs[name])
-        values[name] = measured(command, runs[name])[1]
+        values[name] = evaluate_l50(command, runs[name])[1]
     data = load_dataset(tmp_path / "plain.csv")
     truth = multivariate_normal([0, 0], [[101, 10], [10, 1.01]])
     exact = truth.logpdf(data.outwards(data.test))
-    assert exact.mean() == pytest.approx(-3.1, abs=0.1)  # that of the distribution is -3.19
+    assert exact.mean() == pytest.approx(-3.1, abs=0.1)  # -3.19 for the distribution
     for name in runs:
         assert -0.2 < (values[name] - exact).mean() < 0.05
     assert abs((values["clock"] - values["plain"]).mean()) < 0.1
 
-    hidden, gaps = np.random.default_rng(1).random(1000) < 0.2, tmp_path / "gaps.csv"
+    missing, incomplete = np.random.default_rng(1).random(1000) < 0.2, tmp_path / "gaps.csv"
     lines = [
-        f"{'' if hole else f'{1.7e9 + 10 * first:.3f}'},{second}"
-        for hole, (first, second) in zip(hidden, b, strict=True)
+        f"{'' if is_missing else f'{1.7e9 + 10 * first:.3f}'},{second}"
+        for is_missing, (first, second) in zip(missing, b, strict=True)
     ]
-    gaps.write_text("\n".join(["time,y", *lines]) + "\n")
-    command("impute", runs["clock"], gaps, "--out", tmp_path / "filled.csv")
+    incomplete.write_text("\n".join(["time,y", *lines]) + "\n")
+    command("impute", runs["clock"], incomplete, "--out", tmp_path / "filled.csv")
     filled = pd.read_csv(tmp_path / "filled.csv")["time"] - 1.7e9
-    error = np.sqrt(np.mean((filled - 10 * b[:, 0])[hidden] ** 2))
-    # The conditional standard deviation is 1.41, that of the column 10; 190 rows tell 5 %.
+    error = np.sqrt(np.mean((filled - 10 * b[:, 0])[missing] ** 2))
+    # The conditional standard deviation is 1.41, the column's 10; 190 rows resolve 5 %.
     assert error < 1.41 * 1.2
 
 
 @pytest.mark.slow
-def test_a_real_table_with_holes_is_completed_better_than_by_its_means(command, tmp_path):
-    whole = load_diabetes(as_frame=True).data.astype(float)
-    holes = np.random.default_rng(0).random(whole.shape) < 0.2
-    file, full = tmp_path / "holes.csv", tmp_path / "full.csv"
-    whole.mask(holes).to_csv(file, index=False)
+def test_imputation_of_a_real_table_beats_column_means(command, tmp_path):
+    complete = load_diabetes(as_frame=True).data.astype(float)
+    missing = np.random.default_rng(0).random(complete.shape) < 0.2
+    file, out = tmp_path / "holes.csv", tmp_path / "full.csv"
+    complete.mask(missing).to_csv(file, index=False)
     command("train", "--dataset", file, "--missing", "at-random", "--out", tmp_path / "run")
-    command("impute", tmp_path / "run", file, "--out", full)
+    command("impute", tmp_path / "run", file, "--out", out)
 
-    def error(filled):
-        return np.sqrt(np.mean(((filled - whole) / whole.std()).to_numpy()[holes] ** 2))
+    def error(table):
+        return np.sqrt(np.mean(((table - complete) / complete.std()).to_numpy()[missing] ** 2))
 
-    found = pd.read_csv(full)
-    pd.testing.assert_frame_equal(found.mask(holes), whole.mask(holes), rtol=1e-12)
-    assert error(whole.mask(holes).fillna(whole.mask(holes).mean())) > 0.95
-    assert error(found) < 0.73  # the estimator's
+    imputed = pd.read_csv(out)
+    pd.testing.assert_frame_equal(imputed.mask(missing), complete.mask(missing), rtol=1e-12)
+    assert error(complete.mask(missing).fillna(complete.mask(missing).mean())) > 0.95
+    assert error(imputed) < 0.73  # the estimator's
 
 
 @pytest.mark.slow
-def test_columns_of_any_scale_are_measured_as_if_standardised_by_hand(command, tmp_path):
+def test_likelihood_of_unscaled_columns_matches_manual_standardisation(command, tmp_path):
     names = [
         "fractal dimension error",
         "smoothness error",
@@ -208,13 +208,13 @@ def test_columns_of_any_scale_are_measured_as_if_standardised_by_hand(command, t
     scale = table.std()
     assert scale.min() < 3e-3
     assert scale.max() > 1e5
-    found = {}
+    results = {}
     for name, frame in (("raw", table), ("by-hand", (table - table.mean()) / scale)):
         frame.to_csv(tmp_path / f"{name}.csv", index=False)
         command("train", "--dataset", tmp_path / f"{name}.csv", "--out", tmp_path / name)
-        found[name] = measured(command, tmp_path / name)
-    (record, raw), (_, by_hand) = found["raw"], found["by-hand"]
+        results[name] = evaluate_l50(command, tmp_path / name)
+    (record, raw), (_, by_hand) = results["raw"], results["by-hand"]
     difference = raw + np.log(scale).sum() - by_hand
     assert abs(difference.mean()) < 0.1 + 3 * difference.std() / np.sqrt(len(raw))
-    assert raw.std() / np.sqrt(len(raw)) < 1  # it would tell a column that is not scaled, by nats
+    assert raw.std() / np.sqrt(len(raw)) < 1  # an unscaled column would be off by nats
     assert sum(record["active_units"]) > 0

@@ -1,4 +1,4 @@
-"""Bad luck: kills, full disks, vanished folders and damaged files. See docs/reliability.md."""
+"""Fault tolerance: kills, full disks, deleted folders, damaged files. See docs/reliability.md."""
 
 import errno
 import io
@@ -40,13 +40,13 @@ from iwae.runs.start_and_resume import start_run
 from small import finished
 
 
-def names(folder):
+def file_names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-# Files that are being written
+# Files being written
 
-KILLED = """
+KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
 from iwae.files import atomic_folder, atomic_write
@@ -59,40 +59,40 @@ with write(Path(sys.argv[2])) as temporary:
 
 
 @pytest.mark.parametrize("kind", ["file.txt", "folder"])
-def test_what_a_kill_leaves_unfinished_is_removed_by_the_next_write(tmp_path, kind):
-    done = subprocess.run([sys.executable, "-c", KILLED, kind, tmp_path / kind], check=False)
+def test_next_write_removes_files_left_by_a_killed_writer(tmp_path, kind):
+    done = subprocess.run([sys.executable, "-c", KILLED_WRITER, kind, tmp_path / kind], check=False)
     assert done.returncode == -signal.SIGKILL
-    (left_over,) = names(tmp_path)
-    assert left_over.startswith(".")
+    (leftover,) = file_names(tmp_path)
+    assert leftover.startswith(".")
     with atomic_write(tmp_path / "other.txt") as temporary:
-        assert left_over not in names(tmp_path)
+        assert leftover not in file_names(tmp_path)
         with atomic_folder(tmp_path / "more"), atomic_write(tmp_path / "third.txt"):
-            assert temporary.exists()  # in use by a living writer
-    assert names(tmp_path) == ["more", "other.txt", "third.txt"]
+            assert temporary.exists()  # in use by a live writer
+    assert file_names(tmp_path) == ["more", "other.txt", "third.txt"]
 
 
-def test_a_temporary_file_taken_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+def test_temporary_file_removed_before_locking_is_recreated(tmp_path, monkeypatch):
     flock, taken = files.fcntl.flock, []
 
-    def late(handle, kind):
-        if not taken:  # another process comes first
+    def delayed_flock(handle, kind):
+        if not taken:  # another process gets there first
             taken.extend(tmp_path.iterdir())
             taken[0].unlink()
         flock(handle, kind)
 
-    monkeypatch.setattr(files.fcntl, "flock", late)
+    monkeypatch.setattr(files.fcntl, "flock", delayed_flock)
     with atomic_write(tmp_path / "file") as temporary:
         assert temporary not in taken
         temporary.write_text("whole")
     assert (tmp_path / "file").read_text() == "whole"
 
 
-def test_frames_that_are_half_written_are_not_drawn_and_damaged_ones_are_named(tmp_path):
+def test_partial_frames_are_skipped_and_damaged_frames_are_reported(tmp_path):
     run = shutil.copytree(finished(), tmp_path / "run")
     dataset = load_job_dataset(read_config(run / "config.toml"))
-    whole = gallery._courses(run, dataset)
+    expected = gallery._courses(run, dataset)
     shutil.copy(run / "frames" / "000001.npz", run / "frames" / ".000001-ab.npz")
-    assert len(gallery._courses(run, dataset)["samples"].epochs) == len(whole["samples"].epochs)
+    assert len(gallery._courses(run, dataset)["samples"].epochs) == len(expected["samples"].epochs)
     for content in (b"", b"PK", (run / "frames" / "000001.npz").read_bytes()[:-30]):
         (run / "frames" / "000001.npz").write_bytes(content)
         with pytest.raises(UserError, match=r"000001\.npz"):
@@ -111,8 +111,8 @@ def test_frames_that_are_half_written_are_not_drawn_and_damaged_ones_are_named(t
 
 @pytest.fixture
 def iwae(capsys):
-    def run(*words):
-        status = main([str(word) for word in words])
+    def run(*arguments):
+        status = main([str(argument) for argument in arguments])
         return status, capsys.readouterr().err
 
     return run
@@ -124,19 +124,20 @@ def experiment(tmp_path):
     return tmp_path / "experiment.toml"
 
 
-@pytest.mark.parametrize("written", quick(["checkpoints", "final-0"], "checkpoints"))
-def test_a_full_disk_is_one_line_and_the_run_resumes(
-    iwae, experiment, tmp_path, monkeypatch, written
+@pytest.mark.parametrize("folder", quick(["checkpoints", "final-0"], "checkpoints"))
+def test_full_disk_gives_a_one_line_error_and_the_run_resumes(
+    iwae, experiment, tmp_path, monkeypatch, folder
 ):
     write, run = Path.write_bytes, tmp_path / "run"
 
-    def full(path, content):
-        if path.parent.name == written:
-            raise OSError(errno.ENOSPC, "No space left on device")  # as of an open file
+    def fail_if_full(path, content):
+        if path.parent.name == folder:
+            # It names no file, as for an open one.
+            raise OSError(errno.ENOSPC, "No space left on device")
         return write(path, content)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_bytes", full)
+        patched.setattr(Path, "write_bytes", fail_if_full)
         status, err = iwae("train", experiment, "--out", run, "--quiet")
     assert status == 1
     assert err.startswith(f"iwae: {run}/")
@@ -147,60 +148,60 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(
     assert small.outcome(run) == small.outcome(finished())
 
 
-def test_a_tensorboard_file_that_cannot_be_written_is_an_error_here(tmp_path, monkeypatch):
+def test_tensorboard_write_failure_reaches_the_caller(tmp_path, monkeypatch):
     from tensorboardX.record_writer import RecordWriter
 
-    def full(*_):
+    def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with tensorboard_metrics(tmp_path, 0) as write, monkeypatch.context() as patched:
-        patched.setattr(RecordWriter, "write", full)
+        patched.setattr(RecordWriter, "write", fail)
         with pytest.raises(OSError, match="No space left"):
             write(1, {"a": 1.0})
 
 
-def test_tensorboard_files_differ_where_the_clock_was_set_back(tmp_path, monkeypatch):
+def test_tensorboard_file_names_are_unique_after_the_clock_is_set_back(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 1e9)
     for step in (0, 30):
         with tensorboard_metrics(tmp_path, step) as write:
             write(step + 1, {"a": 1.0})
-    assert len(names(tmp_path / "tensorboard")) == 2
+    assert len(file_names(tmp_path / "tensorboard")) == 2
 
 
-# A folder that vanishes
+# A deleted run folder
 
 
 @pytest.mark.parametrize(
     ("moment", "replaced"),
     quick_rows([("epoch", False), ("epoch", True), ("end", False), ("end", True)], 0, 3),
 )
-def test_a_run_whose_folder_is_removed_ends_with_one_line(
+def test_deleted_run_folder_ends_training_with_a_one_line_error(
     iwae, experiment, tmp_path, monkeypatch, moment, replaced
 ):
     from iwae.runs import start_and_resume
 
     run, log, save = tmp_path / "run", start_and_resume.log_metrics, start_and_resume.save_model
 
-    def vanish():
+    def delete_run():
         shutil.rmtree(run)
         if replaced:
             run.mkdir()
             (run / ".lock").touch()
 
-    def at_an_epoch(*arguments):
+    def log_and_delete(*arguments):
         logged = log(*arguments)
-        vanish()
+        delete_run()
         return logged
 
-    def at_the_end(*arguments, finished, **about):
+    def save_and_delete(*arguments, finished, **about):
         save(*arguments, finished=finished, **about)
         if finished:
-            vanish()
+            delete_run()
 
     if moment == "epoch":
-        monkeypatch.setattr(start_and_resume, "log_metrics", at_an_epoch)
+        monkeypatch.setattr(start_and_resume, "log_metrics", log_and_delete)
     else:
-        monkeypatch.setattr(start_and_resume, "save_model", at_the_end)
+        monkeypatch.setattr(start_and_resume, "save_model", save_and_delete)
     status, err = iwae("train", experiment, "--out", run, "--quiet", "--validation", "0")
     assert (status, err.count("\n")) == (1, 1)
     assert f"iwae: {run} was removed or replaced during training" in err
@@ -208,7 +209,7 @@ def test_a_run_whose_folder_is_removed_ends_with_one_line(
 
 
 @pytest.mark.parametrize("file", [".npz", ".json"])
-def test_a_record_whose_run_is_removed_is_missed(tmp_path, monkeypatch, file):
+def test_writing_a_record_into_a_deleted_run_raises(tmp_path, monkeypatch, file):
     def replace(self, path):
         self.rename(path)
         if path.suffix == file:
@@ -224,7 +225,7 @@ def test_a_record_whose_run_is_removed_is_missed(tmp_path, monkeypatch, file):
 
 
 @pytest.mark.parametrize("name", [".lock", "metrics.jsonl"])
-def test_a_folder_in_the_place_of_a_file_is_named(iwae, tmp_path, name):
+def test_folder_in_place_of_a_file_is_reported(iwae, tmp_path, name):
     run = shutil.copytree(finished(), tmp_path / "run")
     (run / name).unlink()
     (run / name).mkdir()
@@ -242,14 +243,14 @@ def test_a_folder_in_the_place_of_a_file_is_named(iwae, tmp_path, name):
 @pytest.mark.parametrize(
     ("old", "new"), [(b"(9000, 6)", b"(9000, 2)"), (b"<f8", b"<f4")], ids=["shape", "dtype"]
 )
-def test_a_changed_header_of_an_array_is_noticed(tmp_path, compress, old, new):
+def test_altered_array_header_is_detected(tmp_path, compress, old, new):
     compress(tmp_path / "mine.npz", train=np.random.default_rng(0).normal(size=(9000, 6)))
     stored = np.lib.format
     with zipfile.ZipFile(tmp_path / "mine.npz") as archive:
         member, info = archive.read("train.npy"), archive.getinfo("train.npy")
     changed = member.replace(old, new, 1)
     assert changed != member
-    assert stored.read_array(io.BytesIO(changed)).size  # it would load
+    assert stored.read_array(io.BytesIO(changed)).size  # NumPy alone would load it
     damaged = io.BytesIO()
     with zipfile.ZipFile(damaged, "w", info.compress_type) as archive:
         archive.writestr("train.npy", changed)
@@ -260,18 +261,18 @@ def test_a_changed_header_of_an_array_is_noticed(tmp_path, compress, old, new):
         load_dataset(tmp_path / "mine.npz")
 
 
-def test_an_emptied_configuration_of_a_run_is_not_one_of_defaults(tmp_path):
+def test_empty_run_configuration_is_damage_rather_than_defaults(tmp_path):
     (tmp_path / "config.toml").write_text("")
     with pytest.raises(UserError, match=r"config\.toml is damaged: a run stores"):
         folder_config(tmp_path)
 
 
-def test_an_array_that_the_list_of_an_archive_hides_is_missed(tmp_path):
+def test_array_hidden_from_the_archive_directory_is_reported(tmp_path):
     path = tmp_path / "mine.npz"
     np.savez(path, train=np.eye(8), test=np.eye(8))
     content = bytearray(path.read_bytes())
     first = content.index(b"PK\x01\x02")
-    content[first + 32] = len(content) - 22 - content.index(b"PK\x01\x02", first + 1)  # a comment
+    content[first + 32] = len(content) - 22 - content.index(b"PK\x01\x02", first + 1)  # hides it
     path.write_bytes(content)
     with zipfile.ZipFile(path) as archive:
         assert archive.namelist() == ["train.npy"]
@@ -279,9 +280,9 @@ def test_an_array_that_the_list_of_an_archive_hides_is_missed(tmp_path):
         load_dataset(path)
 
 
-def test_long_names_and_labels_make_no_long_message(tmp_path):
-    words = {"train_labels": np.array(list("abababab")), "test_labels": np.array(["z" * 5000] * 8)}
-    np.savez(tmp_path / "mine.npz", train=np.eye(8), test=np.eye(8), **words)
+def test_error_messages_truncate_long_names_and_labels(tmp_path):
+    labels = {"train_labels": np.array(list("abababab")), "test_labels": np.array(["z" * 5000] * 8)}
+    np.savez(tmp_path / "mine.npz", train=np.eye(8), test=np.eye(8), **labels)
     with pytest.raises(UserError, match=r"the label z+ .* has no training") as caught:
         load_dataset(tmp_path / "mine.npz", labels=True)
     assert len(str(caught.value)) < 800
@@ -291,7 +292,7 @@ def test_long_names_and_labels_make_no_long_message(tmp_path):
     assert len(str(caught.value)) < 800
 
 
-def test_a_signalling_nan_is_a_missing_value_without_a_warning(tmp_path):
+def test_signalling_nan_is_a_missing_value_without_a_warning(tmp_path):
     values = np.random.default_rng(0).normal(size=(8, 4))
     values.view(np.uint64)[2, 1] = 0x7FF0_0000_0000_0001
     np.save(tmp_path / "mine.npy", values)
@@ -303,7 +304,7 @@ def test_a_signalling_nan_is_a_missing_value_without_a_warning(tmp_path):
     assert gallery._images(grey, gallery.Layout((2, 2), Kind("gaussian")))[1, 1, 0] == 0.5
 
 
-def test_a_column_name_that_is_no_text_is_refused(tmp_path):
+def test_undecodable_column_name_is_refused(tmp_path):
     path = tmp_path / "mine.parquet"
     pd.DataFrame({"h\u00f6he": np.arange(8.0)}).to_parquet(path)
     path.write_bytes(path.read_bytes().replace("\u00f6".encode(), b"\xeb\xeb"))
@@ -312,16 +313,16 @@ def test_a_column_name_that_is_no_text_is_refused(tmp_path):
             read(path)
 
 
-@pytest.mark.parametrize("known", [{"sha256": "0" * 64}, {"md5": "0" * 32}])
-def test_matlab_files_are_parsed_only_if_they_are_the_published_ones(tmp_path, monkeypatch, known):
+@pytest.mark.parametrize("checksum", [{"sha256": "0" * 64}, {"md5": "0" * 32}])
+def test_only_published_matlab_files_are_parsed(tmp_path, monkeypatch, checksum):
     (tmp_path / "chardata.mat").write_bytes(b"MATLAB 5.0")
     monkeypatch.setattr(readers, "_matrices", lambda *_: pytest.fail("was parsed"))
-    file = DataFile("chardata.mat", readers.read_omniglot_mat, {}, **known)
+    file = DataFile("chardata.mat", readers.read_omniglot_mat, {}, **checksum)
     with pytest.raises(readers.DamagedError, match="not the published one"):
         check_dataset_file(file, tmp_path / "chardata.mat")
 
 
-def test_a_small_archive_of_much_is_refused_unread(tmp_path):
+def test_zip_bomb_is_refused_without_unpacking(tmp_path):
     path = tmp_path / "mine.npz"
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
@@ -351,7 +352,7 @@ def test_a_small_archive_of_much_is_refused_unread(tmp_path):
     ],
     ids=itertools.count(),
 )
-def test_an_experiment_file_from_anywhere_is_refused_at_once_in_a_short_line(tmp_path, text):
+def test_malicious_experiment_file_is_refused_quickly_with_a_short_message(tmp_path, text):
     path, start = tmp_path / "experiment.toml", time.process_time()
     path.write_text(text)
     with pytest.raises(UserError) as caught:
@@ -362,21 +363,21 @@ def test_an_experiment_file_from_anywhere_is_refused_at_once_in_a_short_line(tmp
     assert time.process_time() - start < 2
 
 
-def test_a_long_name_of_data_is_unknown_in_a_short_line(tmp_path):
+def test_long_unknown_dataset_name_gives_a_short_message(tmp_path):
     (tmp_path / "experiment.toml").write_text(f"dataset = '{'x' * 5000}'")
     with pytest.raises(UserError, match="xxx") as caught:
         next(start_run(read_config(tmp_path / "experiment.toml"), tmp_path / "run"))
     assert len(str(caught.value)) < 2500
 
 
-def test_rows_too_far_from_the_training_rows_are_refused_without_a_warning(tmp_path):
+def test_extreme_test_rows_are_refused_without_a_warning(tmp_path):
     train = np.random.default_rng(0).normal(size=(8, 2)) * 1e-115
     np.savez(tmp_path / "mine.npz", train=train, test=np.ones((3, 2)))
     with pytest.raises(UserError, match="too far from the training rows for float32"):
         load_dataset(tmp_path / "mine.npz")
 
 
-def test_long_lists_over_several_lines_are_values(tmp_path):
+def test_long_multiline_lists_are_parsed(tmp_path):
     rates = [0.5 + i for i in range(500)]
     (tmp_path / "sweep.toml").write_text(
         "learning_rate = [\n" + "".join(f"{rate},\n" for rate in rates) + "]"
@@ -384,7 +385,13 @@ def test_long_lists_over_several_lines_are_values(tmp_path):
     assert read_toml(tmp_path / "sweep.toml") == {"learning_rate": rates}
 
 
-GOOD = {"epoch": 1, "step": 30, "learning_rate": 0.1, "train_bound": [-3.0], "kl": [[1.0, None]]}
+VALID_ROW = {
+    "epoch": 1,
+    "step": 30,
+    "learning_rate": 0.1,
+    "train_bound": [-3.0],
+    "kl": [[1.0, None]],
+}
 
 
 @pytest.mark.parametrize(
@@ -406,20 +413,20 @@ GOOD = {"epoch": 1, "step": 30, "learning_rate": 0.1, "train_bound": [-3.0], "kl
     ],
     ids=str,
 )
-def test_a_line_of_metrics_with_another_kind_of_value_is_left_out(tmp_path, change):
-    lines = [json.dumps(GOOD), json.dumps(GOOD | change).replace("Infinity", "1e999")]
+def test_metrics_line_with_a_value_of_the_wrong_type_is_skipped(tmp_path, change):
+    lines = [json.dumps(VALID_ROW), json.dumps(VALID_ROW | change).replace("Infinity", "1e999")]
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, ""]))
-    assert read_metrics(tmp_path) == [GOOD]
+    assert read_metrics(tmp_path) == [VALID_ROW]
 
 
-def test_notes_of_a_tracker_that_are_damaged_are_left_out(tmp_path):
+def test_damaged_tracker_notes_are_skipped(tmp_path):
     notes = tmp_path / "notes.jsonl"
     lines = [b'{"id": "a", "step": -1}', b"\xff\xfe", b'{"step": 1e999}', b'{"id": 5}', b"[" * 9000]
     notes.write_bytes(b"\n".join([*lines, b'{"step": 3}', b""]))
     assert trackers._read_notes(notes) == ("a", 3)
 
 
-def test_a_description_of_too_many_layers_is_refused_at_once(tmp_path):
+def test_model_description_with_too_many_layers_is_refused_quickly(tmp_path):
     save_model(VAE(6, (3,), ((5,),), key=small.jax.random.key(0)), tmp_path)
     description = json.loads((tmp_path / "model.json").read_text())
     for change in (
@@ -442,31 +449,31 @@ def test_a_description_of_too_many_layers_is_refused_at_once(tmp_path):
 # Campaigns: a small count of each
 
 
-def test_damaged_files_of_every_kind_load_or_are_refused():
+def test_damaged_files_of_every_kind_load_or_give_an_error():
     import inputs
 
-    assert inputs.read(inputs.KINDS["csv"], Path("/nowhere")).words == "refused"
+    assert inputs.read(inputs.KINDS["csv"], Path("/nowhere")).description == "refused"
     outcomes = inputs.campaign(seed=0, count=150)
     assert outcomes.total() == 150
-    assert not [words for words in outcomes if words.endswith("WRONG")]
+    assert not [outcome for outcome in outcomes if outcome.endswith("WRONG")]
 
 
 @pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("cc") is None, reason="needs Linux and a C compiler"
 )
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ("faults.py", "--count", "2", "--command", "train", "--kind", "full disk"),
         ("kills.py", "--count", "1", "--case", "plain"),
         ("memory.py", "--count", "2", "--case", "plain"),
     ],
-    ids=lambda words: words[0],
+    ids=lambda arguments: arguments[0],
 )
-def test_a_command_under_fire_ends_as_it_should(words):
-    program, *options = words
+def test_fault_campaigns_find_no_wrong_outcome(arguments):
+    program, *options = arguments
     path = Path(__file__).parent / "campaigns" / program
-    words = [sys.executable, path, *options]
-    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    arguments = [sys.executable, path, *options]
+    done = subprocess.run(arguments, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert ", 0 wrong" in done.stdout.splitlines()[-1]

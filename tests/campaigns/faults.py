@@ -1,11 +1,11 @@
-"""Bad luck at every write: a full disk, a clock that jumps, a vanished folder, a second writer.
+"""Faults at every write: a full disk, a clock that jumps, a deleted folder, a second writer.
 
     python tests/campaigns/faults.py --seed 0
 
-Each command of a small run is repeated with a fault at its n-th write, for all n (or `--count`
-faults chosen at random), and each file of the run is damaged. Right are one line and the status 1
-or 2, or success; afterwards, the same command ends with the same bits as without the fault, and
-nothing half written is left. Needs Linux and a C compiler.
+Each command on a small run is repeated with a fault at its n-th write, for all n (or `--count`
+faults chosen at random), and with each file of the run damaged. A command must succeed, or fail
+with a one-line error and status 1 or 2. Afterwards, the same command must give the same bits as
+without the fault and leave no partial file. Needs Linux and a C compiler.
 """
 
 import argparse
@@ -44,7 +44,7 @@ YEAR = 365 * 86_400
 
 
 def experiment(folder: Path) -> Path:
-    """An experiment file for small pictures, and the pictures."""
+    """Write small pictures and an experiment file for them; returns the path of the file."""
     rng = np.random.default_rng(0)
     images = np.uint8(np.repeat(rng.choice([40, 200], (160, 1, 2)), [8, 8], axis=2).clip(0, 255))
     images = images.reshape(160, 4, 4) ^ rng.integers(0, 40, (160, 4, 4), dtype=np.uint8)
@@ -58,8 +58,8 @@ STREAMED = "stream = true\n"
 """The line of an experiment file that reads the data block by block."""
 
 
-def streamed(experiment: Path) -> None:
-    """Make an experiment read its pictures block by block, of which there are three."""
+def make_streamed(experiment: Path) -> None:
+    """Make an experiment read its pictures block by block, in three blocks."""
     from iwae.training import feed
 
     feed.BLOCK_BYTES = 700
@@ -67,7 +67,7 @@ def streamed(experiment: Path) -> None:
 
 
 TRAINING = ("train", "stream")
-"""Commands that train: with data in memory, and with streamed data."""
+"""Commands that train: on data in memory, and on streamed data."""
 
 ANNEALING = (
     *("--temperatures", "20", "--chains", "2", "--leapfrog", "2", "--examples", "20", "--quiet"),
@@ -82,42 +82,42 @@ COMMANDS = {
 """Commands after training."""
 
 
-def train(run: Path) -> tuple[str, ...]:
-    """The words that train a run: from the beginning, or from where it was stopped."""
+def train_arguments(run: Path) -> tuple[str, ...]:
+    """The arguments that train a run: from the beginning, or from where it stopped."""
     if (run / "config.toml").exists():
         return ("train", "--resume", str(run), "--quiet")
     return ("train", str(run.parent / "experiment.toml"), "--out", str(run), "--quiet")
 
 
-def words_of(command: str, run: Path) -> tuple[str, ...]:
-    """The words of a command."""
+def arguments_of(command: str, run: Path) -> tuple[str, ...]:
+    """The arguments of a command."""
     if command in TRAINING:
-        return train(run)
-    return tuple(word.format(run=run) for word in COMMANDS[command])
+        return train_arguments(run)
+    return tuple(argument.format(run=run) for argument in COMMANDS[command])
 
 
-class Ended(NamedTuple):
+class Result(NamedTuple):
     """How a command ended: its exit status and what it wrote to standard error."""
 
     status: int
     err: str
 
 
-def called(words: tuple[str, ...]) -> Ended:
+def run_command(arguments: tuple[str, ...]) -> Result:
     """Run a command in this process."""
     from iwae.cli import main
 
     err = io.StringIO()
     with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
         try:
-            status = main(words)
-        except BaseException:  # which would be a traceback
-            return Ended(-1, traceback.format_exc())
-    return Ended(status, err.getvalue())
+            status = main(arguments)
+        except BaseException:  # the program would print a traceback
+            return Result(-1, traceback.format_exc())
+    return Result(status, err.getvalue())
 
 
-def contents(run: Path) -> dict[str, str]:
-    """All numbers that a run has come to, by file: a digest of each."""
+def run_contents(run: Path) -> dict[str, str]:
+    """A digest of the numbers in each file of a run, by file name."""
     from safetensors import safe_open
 
     from iwae.runs.named_arrays import digest_named_arrays
@@ -134,35 +134,35 @@ def contents(run: Path) -> dict[str, str]:
                 total = hashlib.sha256(b"".join(file[key].tobytes() for key in sorted(file)))
             found[name] = total.hexdigest()
         elif path.parent.name == "checkpoints" and path.is_file():
-            with safe_open(path, framework="numpy") as file:  # whose metadata have any order
+            with safe_open(path, framework="numpy") as file:  # its metadata are unordered
                 named = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
                 found[name] = digest_named_arrays(named, file.metadata()["notes"])
         elif path.suffix == ".json" and path.parent.name == "evaluations":
-            found[name] = json.dumps(json.loads(path.read_text(), object_hook=_lasting))
+            found[name] = json.dumps(json.loads(path.read_text(), object_hook=_reproducible_fields))
         elif path.is_file() and not {"tensorboard", "README.md"} & set(path.parts):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
 
-def _lasting(table: dict[str, Any]) -> dict[str, Any]:
-    """A part of a record without the time that it took and the state of the code."""
-    passing = {"seconds", "seconds_per_draw", "versions"}
-    return {name: table[name] for name in table if name not in passing}
+def _reproducible_fields(table: dict[str, Any]) -> dict[str, Any]:
+    """A part of a record without its timings and the versions of the code."""
+    varying = {"seconds", "seconds_per_draw", "versions"}
+    return {name: table[name] for name in table if name not in varying}
 
 
 # --- faults at writes -----------------------------------------------------------------------
 
 
-class Counting:
-    """Counts writes, and acts at the n-th one."""
+class WriteCounter:
+    """Counts writes and acts at the n-th one."""
 
-    def __init__(self, at: int, act: Callable[[], int], *, lasting: bool):
-        self.at, self.act, self.lasting, self.seen = at, act, lasting, 0
+    def __init__(self, at: int, act: Callable[[], int], *, persistent: bool):
+        self.at, self.act, self.persistent, self.count = at, act, persistent, 0
 
     def __call__(self) -> int:
-        """Zero, or the number of the error that the write ends with."""
-        self.seen += 1
-        if self.seen == self.at or (self.lasting and self.seen > self.at):
+        """Zero, or the error number with which the write fails."""
+        self.count += 1
+        if self.count == self.at or (self.persistent and self.count > self.at):
             return self.act()
         return 0
 
@@ -171,16 +171,16 @@ class Fault(NamedTuple):
     """A fault at the n-th write.
 
     Attributes:
-        act: what happens there: takes the run's folder and the command, returns an error's number.
-        lasting: whether it does so at every later write too.
-        fails: whether the command is to fail; otherwise it must succeed.
-        again: whether the run can be completed afterwards.
+        act: acts at that write; takes the run's folder and the command, returns an error number.
+        persistent: whether it also acts at every later write.
+        must_fail: whether the command must fail; otherwise it must succeed.
+        recoverable: whether the run can be completed afterwards.
     """
 
     act: Callable[[Path, str], int]
-    lasting: bool = False
-    fails: bool = True
-    again: bool = True
+    persistent: bool = False
+    must_fail: bool = True
+    recoverable: bool = True
 
 
 def _move_clock(by: int, *_: object) -> int:
@@ -188,88 +188,90 @@ def _move_clock(by: int, *_: object) -> int:
     return 0
 
 
-gone: list[bool] = []
-second: list[Ended] = []
+folder_existed: list[bool] = []
+second_results: list[Result] = []
 
 
-def _vanish(run: Path, _: str) -> int:
-    gone.append(run.exists())
+def _delete_run(run: Path, _: str) -> int:
+    folder_existed.append(run.exists())
     shutil.rmtree(run, ignore_errors=True)
     return 0
 
 
-def _write_too(run: Path, command: str) -> int:
+def _run_second_writer(run: Path, command: str) -> int:
     """Run the same command in the middle of itself, as a second process would."""
-    second.append(called(words_of(command, run)))
+    second_results.append(run_command(arguments_of(command, run)))
     return 0
 
 
 FAULTS = {
-    "full disk": Fault(lambda *_: FULL, lasting=True),
+    "full disk": Fault(lambda *_: FULL, persistent=True),
     "full disk for a moment": Fault(lambda *_: FULL),
-    "broken disk": Fault(lambda *_: BROKEN, lasting=True),
-    "read-only": Fault(lambda *_: READ_ONLY, lasting=True),
-    "clock set back": Fault(partial(_move_clock, -YEAR), fails=False),
-    "clock set ahead": Fault(partial(_move_clock, YEAR), fails=False),
-    "folder removed": Fault(_vanish, again=False),
-    "second writer": Fault(_write_too, fails=False),
+    "broken disk": Fault(lambda *_: BROKEN, persistent=True),
+    "read-only": Fault(lambda *_: READ_ONLY, persistent=True),
+    "clock set back": Fault(partial(_move_clock, -YEAR), must_fail=False),
+    "clock set ahead": Fault(partial(_move_clock, YEAR), must_fail=False),
+    "folder removed": Fault(_delete_run, recoverable=False),
+    "second writer": Fault(_run_second_writer, must_fail=False),
 }
 
 
-def judge_failure(ended: Ended) -> str | None:
-    """The fault in how a command failed; None if it is one line and a status."""
-    lines = ended.err.splitlines()
-    if ended.status not in (1, 2):
-        return f"status {ended.status}: {ended.err[-1500:]}"
-    if "Traceback" in ended.err or not lines or not lines[-1].startswith("iwae: "):
-        return f"no line of its own: {ended.err[-1500:]}"
+def check_failure(result: Result) -> str | None:
+    """What is wrong with how a command failed; None for a one-line error and its status."""
+    lines = result.err.splitlines()
+    if result.status not in (1, 2):
+        return f"status {result.status}: {result.err[-1500:]}"
+    if "Traceback" in result.err or not lines or not lines[-1].startswith("iwae: "):
+        return f"no line of its own: {result.err[-1500:]}"
     return None
 
 
-def strike(root: Path, command: str, name: str, at: int, whole: Mapping[str, str]) -> str | None:
-    """Run a command with a fault at its n-th write; what is wrong then, or None."""
-    fault, run = FAULTS[name], prepared(root, command)
-    counting = Counting(at, lambda: fault.act(run, command), lasting=fault.lasting)
-    second.clear()
-    gone.clear()
-    hook.before_each_write(run, counting)
-    ended = called(words_of(command, run))
+def run_with_fault(
+    root: Path, command: str, name: str, at: int, expected: Mapping[str, str]
+) -> str | None:
+    """Run a command with a fault at its n-th write; returns what is wrong, or None."""
+    fault, run = FAULTS[name], prepare_run(root, command)
+    counter = WriteCounter(at, lambda: fault.act(run, command), persistent=fault.persistent)
+    second_results.clear()
+    folder_existed.clear()
+    hook.before_each_write(run, counter)
+    result = run_command(arguments_of(command, run))
     hook.before_each_write(run, None)
     hook.set_clock(0)
-    if gone == [False]:
-        return None  # there was no folder yet
-    if counting.seen < at:
-        return f"it ended before: {ended.err[-1500:]}" if ended.status else None
-    if ended.status or fault.fails:
-        wrong = judge_failure(ended) if ended.status or name != "full disk for a moment" else None
-        done_by_the_other = bool(second) and not second[0].status
-        if wrong or not (fault.fails or done_by_the_other):
-            return f"failed: {wrong or ended.err}"
-    if second and second[0].status and (wrong := judge_failure(second[0])):
+    if folder_existed == [False]:
+        return None  # the folder did not exist yet
+    if counter.count < at:
+        return f"it ended before: {result.err[-1500:]}" if result.status else None
+    if result.status or fault.must_fail:
+        wrong = check_failure(result) if result.status or name != "full disk for a moment" else None
+        done_by_the_other = bool(second_results) and not second_results[0].status
+        if wrong or not (fault.must_fail or done_by_the_other):
+            return f"failed: {wrong or result.err}"
+    if second_results and second_results[0].status and (wrong := check_failure(second_results[0])):
         return f"the second writer failed: {wrong}"
-    return after(run, command, whole) if fault.again else None
+    return check_recovery(run, command, expected) if fault.recoverable else None
 
 
-def after(run: Path, command: str, whole: Mapping[str, str]) -> str | None:
-    """Repeat a command without a fault; what is wrong then, or None."""
-    ended = called(words_of(command, run))
-    if ended.status != 0:
-        return f"afterwards: {ended.err[-1500:]}"
-    return difference(contents(run), whole)
+def check_recovery(run: Path, command: str, expected: Mapping[str, str]) -> str | None:
+    """Repeat a command without a fault; returns what is wrong, or None."""
+    result = run_command(arguments_of(command, run))
+    if result.status != 0:
+        return f"afterwards: {result.err[-1500:]}"
+    return compare_contents(run_contents(run), expected)
 
 
-def difference(found: Mapping[str, str], whole: Mapping[str, str]) -> str | None:
-    """The files that a run should have and has not, or others; None if all are right."""
-    odd = sorted(n for n in found.keys() | whole.keys() if found.get(n) != whole.get(n))
-    return f"afterwards: other contents of {', '.join(odd)[:300]}" if odd else None
+def compare_contents(found: Mapping[str, str], expected: Mapping[str, str]) -> str | None:
+    """The files that are missing, unexpected or different; None if there are none."""
+    different = sorted(n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n))
+    return f"afterwards: other contents of {', '.join(different)[:300]}" if different else None
 
 
-def prepared(root: Path, command: str) -> Path:
-    """A folder in which a command can be run: nothing, or a trained run."""
+def prepare_run(root: Path, command: str) -> Path:
+    """Prepare a folder for a command: without a run, or with a trained one."""
     run = root / "run"
     shutil.rmtree(run, ignore_errors=True)
     if command == "stream":
-        streamed(experiment(root))
+        make_streamed(experiment(root))
     elif command == "train":
         experiment(root)
     else:
@@ -280,97 +282,101 @@ def prepared(root: Path, command: str) -> Path:
 # --- damaged files of a run -----------------------------------------------------------------
 
 
-def _zero(path: Path) -> None:
+def _fill_with_zeros(path: Path) -> None:
     path.write_bytes(bytes(path.stat().st_size))
 
 
-def _cut(path: Path) -> None:
+def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def _as_folder(path: Path) -> None:
+def _replace_by_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
 
-def _noise(path: Path) -> None:
+def _overwrite_with_noise(path: Path) -> None:
     path.write_bytes(np.random.default_rng(0).bytes(300))
 
 
-DAMAGE = {"cut": _cut, "empty": lambda path: path.write_bytes(b""), "zeroed": _zero}
-DAMAGE |= {"removed": Path.unlink, "a folder": _as_folder, "noise": _noise}
+DAMAGE = {"cut": _truncate, "empty": lambda path: path.write_bytes(b""), "zeroed": _fill_with_zeros}
+DAMAGE |= {"removed": Path.unlink, "a folder": _replace_by_folder, "noise": _overwrite_with_noise}
 
 
-def damage(root: Path, command: str, file: str, how: str) -> str | None:
-    """Run a command on a run of which one file is damaged; what is wrong then, or None."""
+def run_on_damaged_file(root: Path, command: str, file: str, how: str) -> str | None:
+    """Run a command on a run with one damaged file; returns what is wrong, or None."""
     run = root / "run"
     shutil.rmtree(run, ignore_errors=True)
     shutil.copytree(root / "measured", run)
     DAMAGE[how](run / file)
-    ended = called(words_of(command, run))
-    if ended.status == 0 and "Traceback" not in ended.err:
+    result = run_command(arguments_of(command, run))
+    if result.status == 0 and "Traceback" not in result.err:
         return None
-    return judge_failure(ended)
+    return check_failure(result)
 
 
 # --- the campaign ---------------------------------------------------------------------------
 
 
-def references(root: Path, only: str | None) -> Iterator[tuple[str, int, dict[str, str]]]:
-    """Each command with the number of its writes, and what the run then holds."""
+def undisturbed_runs(root: Path, only: str | None) -> Iterator[tuple[str, int, dict[str, str]]]:
+    """Run each command without a fault: its name, its number of writes, and the run's contents."""
     for command in (*TRAINING, *COMMANDS) if only is None else dict.fromkeys(("train", only)):
-        run = prepared(root, command)
-        counting = Counting(0, lambda: 0, lasting=False)
-        hook.before_each_write(run, counting)
-        ended = called(words_of(command, run))
+        run = prepare_run(root, command)
+        counter = WriteCounter(0, lambda: 0, persistent=False)
+        hook.before_each_write(run, counter)
+        result = run_command(arguments_of(command, run))
         hook.before_each_write(run, None)
-        if ended.status:
-            raise AssertionError(f"{command} without a fault: {ended.err}")
+        if result.status:
+            raise AssertionError(f"{command} without a fault: {result.err}")
         if command == "train":
             shutil.copytree(run, root / "trained")
-        yield command, counting.seen, contents(run)
-    run = prepared(root, "evaluate")
+        yield command, counter.count, run_contents(run)
+    run = prepare_run(root, "evaluate")
     for command in COMMANDS if only is None else ():
-        called(words_of(command, run))
+        run_command(arguments_of(command, run))
     shutil.copytree(run, root / "measured")
 
 
-Strike = Callable[[], str | None]
+Check = Callable[[], str | None]
 
 
-def all_faults(root: Path, only: str | None) -> list[tuple[str, str, Strike]]:
-    """Every fault: its kind, its name and what commits it."""
-    found: list[tuple[str, str, Strike]] = []
-    for command, writes, whole in references(root, only):
+def all_faults(root: Path, only: str | None) -> list[tuple[str, str, Check]]:
+    """Every fault: its kind, its label, and the check that commits it."""
+    faults: list[tuple[str, str, Check]] = []
+    for command, writes, expected in undisturbed_runs(root, only):
         for name in FAULTS:
             if command == "export" and name in ("folder removed", "second writer"):
                 continue
             for at in range(1, writes + 1):
-                words = f"{command}, {name} at write {at}"
-                found.append((name, words, partial(strike, root, command, name, at, whole)))
+                label = f"{command}, {name} at write {at}"
+                faults.append(
+                    (name, label, partial(run_with_fault, root, command, name, at, expected))
+                )
     for path in sorted((root / "measured").rglob("*")):
         file = str(path.relative_to(root / "measured"))
         if not path.is_file() or file.startswith(("tensorboard", "exported")):
             continue
         for how in DAMAGE:
             for command in ("train", *COMMANDS) if only is None else (only,):
-                words = f"{command} with {file} {how}"
-                found.append(("damaged file", words, partial(damage, root, command, file, how)))
-    return found
+                label = f"{command} with {file} {how}"
+                faults.append(
+                    ("damaged file", label, partial(run_on_damaged_file, root, command, file, how))
+                )
+    return faults
 
 
 def campaign(seed: int, chosen: slice, kind: str | None, only: str | None) -> int:
-    """Commit a slice of all faults in random order and print what is wrong; returns how many."""
+    """Commit a slice of all faults in random order, and print and count what is wrong."""
     done, wrong = Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory(prefix="iwae-faults-") as folder:
         faults = [one for one in all_faults(Path(folder), only) if kind in (None, one[0])]
         order = np.random.default_rng(seed).permutation(len(faults))
         for i in order[chosen]:
-            name, words, commit = faults[i]
+            name, label, check = faults[i]
             done[name] += 1
-            if (reason := commit()) is not None:
+            if (reason := check()) is not None:
                 wrong[name] += 1
-                print(f"{words}: {reason}", flush=True)
+                print(f"{label}: {reason}", flush=True)
     for name, n in sorted(done.items()):
         print(f"{n:8} {name}, {wrong[name]} wrong")
     share = f"{done.total()} of {len(faults)} faults"

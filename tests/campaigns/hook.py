@@ -1,7 +1,7 @@
-"""A function that is called before every write within a folder, whoever writes: Python, C or Rust.
+"""Call a function before every write within a folder, whether by Python, C or Rust code.
 
 A small shared library is compiled and loaded before all others (LD_PRELOAD, so this needs Linux and
-a C compiler). It stands before the system's functions that write, create, rename and allocate.
+a C compiler). It wraps the system functions that write, create, rename and allocate.
 """
 
 import ctypes
@@ -167,17 +167,17 @@ int posix_memalign(void **p, size_t alignment, size_t n) {
 """
 
 LOADED = "IWAE_CAMPAIGN_HOOK"
-_kept = []
+_callbacks = []
 
 
 def load() -> None:
-    """Start this program again with the library before all others, unless it has been."""
+    """Restart this program with the library loaded before all others, unless it already is."""
     if LOADED in os.environ:
         return
     folder = Path(tempfile.mkdtemp(prefix="iwae-hook-"))
     (folder / "hook.c").write_text(SOURCE)
-    words = ["cc", "-shared", "-fPIC", "-O1", "-o", folder / "hook.so", folder / "hook.c", "-ldl"]
-    subprocess.run(words, check=True)
+    command = ["cc", "-shared", "-fPIC", "-O1", "-o", folder / "hook.so", folder / "hook.c", "-ldl"]
+    subprocess.run(command, check=True)
     environment = os.environ | {LOADED: str(folder), "LD_PRELOAD": str(folder / "hook.so")}
     os.execve(sys.executable, [sys.executable, *sys.argv], environment)  # noqa: S606
 
@@ -185,28 +185,28 @@ def load() -> None:
 def before_each_write(folder: Path, function: Callable[[], int] | None) -> None:
     """Call a function before each write in a folder; it returns 0, an error, or minus a signal."""
     kind = ctypes.CFUNCTYPE(ctypes.c_int)
-    called = kind(function) if function is not None else kind()
-    _kept[:] = [called]
-    _library().fire_hook(str(folder).encode(), called)
+    callback = kind(function) if function is not None else kind()
+    _callbacks[:] = [callback]
+    _library().fire_hook(str(folder).encode(), callback)
 
 
 def set_clock(seconds: int) -> None:
-    """Move the clock, as seen by this process, away from the true time."""
+    """Shift the clock, as this process sees it, from the true time."""
     _library().fire_clock(ctypes.c_long(seconds))
 
 
-def refuse_memory(at: int, *, lasting: bool) -> None:
-    """Count the large allocations from here on, and refuse the n-th one, or all from there on."""
-    _library().fire_memory(ctypes.c_long(at), int(lasting))
+def refuse_memory(at: int, *, persistent: bool) -> None:
+    """Count large allocations from here on, and refuse the n-th one, or all from the n-th on."""
+    _library().fire_memory(ctypes.c_long(at), int(persistent))
 
 
 def allocations() -> int:
-    """The number of large allocations that were counted; none is any more."""
+    """The number of large allocations counted so far; counting stops."""
     count = _library().fire_allocations
     count.restype = ctypes.c_long
-    seen = int(count())
+    total = int(count())
     _library().fire_memory(ctypes.c_long(-1), 0)
-    return seen
+    return total
 
 
 def _library() -> ctypes.CDLL:

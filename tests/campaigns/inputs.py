@@ -1,10 +1,10 @@
-"""Damaged files of every kind that is read: each is a valid load or one line, and nothing else.
+"""Damaged files of every kind that the program reads: each loads or gives a one-line error.
 
     python tests/campaigns/inputs.py --seed 0 --count 100000
 
-Wrong outcomes are any other exception, a message of several lines or of great length, a warning,
-more than ten seconds or 1 GB, anything executed or written, and numbers that changed where a
-checksum exists. `--keep FOLDER` keeps the files behind them.
+Anything else is a wrong outcome: another exception, a message of several lines or excessive length,
+a warning, more than ten seconds or 1 GB, code executed or files written, and changed numbers in
+spite of a checksum. `--keep FOLDER` keeps the files behind wrong outcomes.
 """
 
 import argparse
@@ -33,8 +33,8 @@ import numpy as np
 from iwae.data.readers import DamagedError
 from iwae.errors import UserError
 
-SECONDS, BYTES, LONGEST = 10, 2**30, 3000
-"""Limits of time and memory for a file, and of the length of a message."""
+SECONDS, BYTES, MAX_MESSAGE = 10, 2**30, 3000
+"""Limits on the time and memory for a file, and on the length of a message."""
 
 Mutation = Callable[[bytes, np.random.Generator], bytes]
 
@@ -43,7 +43,7 @@ Mutation = Callable[[bytes, np.random.Generator], bytes]
 
 
 def _span(content: bytes, rng: np.random.Generator) -> tuple[int, int]:
-    """Where a piece of the content begins and ends."""
+    """Where a random piece of the content begins and ends."""
     first = int(rng.integers(0, len(content) + 1))
     return first, min(len(content), first + int(rng.geometric(0.1)))
 
@@ -88,31 +88,40 @@ EXTREMES = [
 ]
 
 
-def number(content: bytes, rng: np.random.Generator) -> bytes:
-    """Put another value in the place of a number."""
-    return _instead(NUMBERS, content, EXTREMES[rng.integers(0, len(EXTREMES))], rng)
+def replace_number(content: bytes, rng: np.random.Generator) -> bytes:
+    """Replace a number by another value."""
+    return _substitute(NUMBERS, content, EXTREMES[rng.integers(0, len(EXTREMES))], rng)
 
 
-def word(content: bytes, rng: np.random.Generator) -> bytes:
-    """Put another word in the place of a word."""
+def replace_word(content: bytes, rng: np.random.Generator) -> bytes:
+    """Replace a word by another one."""
     words = re.findall(rb"[A-Za-z_]{2,}", content) or [b"x"]
     new = [words[rng.integers(0, len(words))], b"x" * 5000, b"\xc3\xa9", b"__class__", b""]
-    return _instead(rb"[A-Za-z_]{2,}", content, new[rng.integers(0, len(new))], rng)
+    return _substitute(rb"[A-Za-z_]{2,}", content, new[rng.integers(0, len(new))], rng)
 
 
-def _instead(pattern: bytes, content: bytes, new: bytes, rng: np.random.Generator) -> bytes:
-    found = list(re.finditer(pattern, content))
-    if not found:
+def _substitute(pattern: bytes, content: bytes, new: bytes, rng: np.random.Generator) -> bytes:
+    matches = list(re.finditer(pattern, content))
+    if not matches:
         return flip(content, rng)
-    one = found[rng.integers(0, len(found))]
-    return content[: one.start()] + new + content[one.end() :]
+    match = matches[rng.integers(0, len(matches))]
+    return content[: match.start()] + new + content[match.end() :]
 
 
-MUTATIONS: list[Mutation] = [flip, overwrite, truncate, remove, repeat, insert, number, word]
+MUTATIONS: list[Mutation] = [
+    flip,
+    overwrite,
+    truncate,
+    remove,
+    repeat,
+    insert,
+    replace_number,
+    replace_word,
+]
 
 
-def repacked(content: bytes, mutate: Mutation, rng: np.random.Generator) -> bytes:
-    """The content with one member of its archive, or all of it, mutated within the packing."""
+def mutate_archive(content: bytes, mutate: Mutation, rng: np.random.Generator) -> bytes:
+    """Mutate one member of an archive, or all of a gzip file, within valid compression."""
     if content.startswith(b"\x1f\x8b"):
         return gzip.compress(mutate(gzip.decompress(content), rng), 1)
     packed = io.BytesIO()
@@ -125,49 +134,49 @@ def repacked(content: bytes, mutate: Mutation, rng: np.random.Generator) -> byte
     return packed.getvalue()
 
 
-def mutated(content: bytes, rng: np.random.Generator) -> tuple[bytes, bool]:
-    """The content mutated once or twice, and whether its checksums were made to fit."""
+def mutate_content(content: bytes, rng: np.random.Generator) -> tuple[bytes, bool]:
+    """The content mutated once or twice, and whether its checksums were recomputed."""
     mutate = MUTATIONS[rng.integers(0, len(MUTATIONS))]
     is_packed = content[:2] in (b"PK", b"\x1f\x8b")
     if is_packed and rng.random() < 0.5:
-        return repacked(content, mutate, rng), True
+        return mutate_archive(content, mutate, rng), True
     content = mutate(content, rng)
     if rng.random() < 0.3:
         content = MUTATIONS[rng.integers(0, len(MUTATIONS))](content, rng)
     return content, False
 
 
-# --- what must not happen -------------------------------------------------------------------
+# --- forbidden effects ----------------------------------------------------------------------
 
 FORBIDDEN = {
     *("pickle.find_class", "os.system", "subprocess.Popen", "os.exec", "os.posix_spawn"),
     *("os.fork", "os.forkpty", "socket.connect", "socket.getaddrinfo", "os.remove", "os.mkdir"),
     *("shutil.rmtree", "os.rename", "ctypes.dlopen"),
 }
-watched: dict[str, Any] = {"on": False, "seen": None}
+audit: dict[str, Any] = {"on": False, "seen": None}
 
 
-def _watch(event: str, arguments: tuple[Any, ...]) -> None:
-    """Note what reading a file must not do."""
-    if not watched["on"]:
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    """Record an event that reading a file must not cause."""
+    if not audit["on"]:
         return
     writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
     if writes and Path(arguments[0]).is_dir():
-        return  # a nameless file in that folder, which is gone when it is closed
+        return  # an unnamed file in that folder, which vanishes once closed
     if event in FORBIDDEN or writes:
-        watched["seen"] = f"{event} {arguments[:1]}"[:200]
+        audit["seen"] = f"{event} {arguments[:1]}"[:200]
 
 
 class HangError(BaseException):
-    """Reading takes too long."""
+    """Raised if reading takes too long."""
 
 
-def _hang(*_: Any) -> None:
+def _raise_hang(*_: Any) -> None:
     raise HangError
 
 
-def _peak() -> int:
-    """The most memory since the last call, bytes."""
+def _peak_memory() -> int:
+    """The peak memory since the last call, in bytes."""
     status = Path("/proc/self/status").read_text()
     peak = int(re.search(r"VmHWM:\s+(\d+)", status)[1])
     Path("/proc/self/clear_refs").write_text("5")
@@ -175,26 +184,26 @@ def _peak() -> int:
 
 
 class Outcome(NamedTuple):
-    """How reading a file ended: `loaded`, `refused`, or the words of what is wrong."""
+    """How reading a file ended: `loaded`, `refused`, or a description of what is wrong."""
 
-    words: str
+    description: str
     wrong: bool
     value: Any = None
 
 
 def read(kind: kinds.Kind, folder: Path) -> Outcome:
-    """Read the files in a folder, and judge what happens."""
-    _peak()
+    """Read the files in a folder and judge the outcome."""
+    _peak_memory()
     before = resource.getrusage(resource.RUSAGE_SELF)
     memory = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    watched.update(on=True, seen=None)
+    audit.update(on=True, seen=None)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         outcome = Outcome("loaded", wrong=False, value=kind.read(folder))
     except (UserError, DamagedError) as error:
-        wrong = "\n" in str(error) or not str(error) or len(str(error)) > LONGEST
-        words = f"message of {len(str(error)):,} characters {str(error)[:200]!r}"
-        outcome = Outcome(words if wrong else "refused", wrong)
+        wrong = "\n" in str(error) or not str(error) or len(str(error)) > MAX_MESSAGE
+        description = f"message of {len(str(error)):,} characters {str(error)[:200]!r}"
+        outcome = Outcome(description if wrong else "refused", wrong)
     except HangError:
         outcome = Outcome("more than ten seconds", wrong=True)
     except Exception as error:
@@ -202,13 +211,13 @@ def read(kind: kinds.Kind, folder: Path) -> Outcome:
         outcome = Outcome(f"{type(error).__name__}: {error}"[:300] + lines[-2], wrong=True)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        watched["on"] = False
+        audit["on"] = False
     used = resource.getrusage(resource.RUSAGE_SELF)
-    if watched["seen"]:
-        return Outcome(f"did {watched['seen']}", wrong=True)
+    if audit["seen"]:
+        return Outcome(f"did {audit['seen']}", wrong=True)
     if used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime > SECONDS:
         return Outcome("more than ten seconds", wrong=True)
-    if (peak := _peak() - memory) > BYTES:
+    if (peak := _peak_memory() - memory) > BYTES:
         return Outcome(f"{peak / 2**30:.1f} GiB of memory", wrong=True)
     return outcome
 
@@ -217,55 +226,61 @@ def read(kind: kinds.Kind, folder: Path) -> Outcome:
 
 
 def campaign(seed: int, count: int, only: str | None = None, keep: Path | None = None) -> Counter:
-    """Damage and read `count` files; returns how often each outcome was seen."""
+    """Damage and read `count` files; returns how often each outcome occurred."""
     outcomes: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="iwae-inputs-") as name, warnings.catch_warnings():
         warnings.simplefilter("error")
-        made = {kind: _make(KINDS[kind], Path(name) / kind) for kind in [only] if kind} or {
-            kind: _make(one, Path(name) / kind) for kind, one in KINDS.items()
-        }
-        shares = np.array([KINDS[kind].share for kind in made])
+        undamaged = {
+            kind: _make_undamaged(KINDS[kind], Path(name) / kind) for kind in [only] if kind
+        } or {kind: _make_undamaged(one, Path(name) / kind) for kind, one in KINDS.items()}
+        shares = np.array([KINDS[kind].share for kind in undamaged])
         for i in range(count):
             rng = np.random.default_rng([seed, i])
-            kind = list(made)[rng.choice(len(made), p=shares / shares.sum())]
-            outcome = _once(KINDS[kind], Path(name) / kind, *made[kind], rng)
-            outcomes[f"{kind} {outcome.words if not outcome.wrong else 'WRONG'}"] += 1
+            kind = list(undamaged)[rng.choice(len(undamaged), p=shares / shares.sum())]
+            outcome = _damage_and_read(KINDS[kind], Path(name) / kind, *undamaged[kind], rng)
+            outcomes[f"{kind} {outcome.description if not outcome.wrong else 'WRONG'}"] += 1
             if outcome.wrong:
-                print(f"{kind}, number {i} of seed {seed}: {outcome.words}", flush=True)
+                print(f"{kind}, number {i} of seed {seed}: {outcome.description}", flush=True)
                 if keep is not None:
                     shutil.copytree(Path(name) / kind, keep / f"{kind}-{seed}-{i}")
-            for path, content in made[kind][0].items():
+            for path, content in undamaged[kind][0].items():
                 path.write_bytes(content)
     return outcomes
 
 
-def _make(kind: kinds.Kind, folder: Path) -> tuple[dict[Path, bytes], Any]:
-    """The files of a kind, undamaged, and what they load as."""
+def _make_undamaged(kind: kinds.Kind, folder: Path) -> tuple[dict[Path, bytes], Any]:
+    """The undamaged files of a kind, and what they load as."""
     folder.mkdir(parents=True)
     kind.make(folder)
     files = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-    kind.read(folder)  # once before, so that nothing has to be imported or compiled
-    whole = read(kind, folder)
-    if whole.wrong or whole.words != "loaded":
-        raise AssertionError(f"an undamaged file of the kind {folder.name}: {whole.words}")
-    return files, whole.value
+    kind.read(folder)  # a first time, which imports and compiles
+    undamaged = read(kind, folder)
+    if undamaged.wrong or undamaged.description != "loaded":
+        raise AssertionError(
+            f"an undamaged file of the kind {folder.name}: {undamaged.description}"
+        )
+    return files, undamaged.value
 
 
-def _once(
+def _damage_and_read(
     kind: kinds.Kind,
     folder: Path,
     files: dict[Path, bytes],
-    whole: Any,
+    undamaged: Any,
     rng: np.random.Generator,
 ) -> Outcome:
-    """Damage one of the files of a kind, and read them."""
+    """Damage one of the files of a kind and read them."""
     path = list(files)[rng.integers(0, len(files))]
-    content, refitted = mutated(files[path], rng)
+    content, is_resealed = mutate_content(files[path], rng)
     path.write_bytes(content)
     outcome = read(kind, folder)
-    if not kind.exact or refitted or outcome.words != "loaded":
+    if not kind.exact or is_resealed or outcome.description != "loaded":
         return outcome
-    same = outcome.value <= whole if isinstance(whole, frozenset) else outcome.value == whole
+    same = (
+        outcome.value <= undamaged
+        if isinstance(undamaged, frozenset)
+        else outcome.value == undamaged
+    )
     return outcome if same else Outcome("changed numbers were accepted", wrong=True)
 
 
@@ -280,15 +295,15 @@ def main() -> int:
     parser.add_argument("--kind", choices=KINDS)
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
-    sys.addaudithook(_watch)
+    sys.addaudithook(_audit)
     logging.disable()
-    signal.signal(signal.SIGPROF, _hang)
+    signal.signal(signal.SIGPROF, _raise_hang)
     start = time.monotonic()
     outcomes = campaign(options.seed, options.count, options.kind, options.keep)
-    for words, number_of in sorted(outcomes.items()):
-        print(f"{number_of:8} {words}")
-    wrong = sum(n for words, n in outcomes.items() if words.endswith("WRONG"))
-    loaded = sum(n for words, n in outcomes.items() if words.endswith("loaded"))
+    for label, n in sorted(outcomes.items()):
+        print(f"{n:8} {label}")
+    wrong = sum(n for label, n in outcomes.items() if label.endswith("WRONG"))
+    loaded = sum(n for label, n in outcomes.items() if label.endswith("loaded"))
     print(
         f"inputs: seed {options.seed}, {options.count} files, {loaded} loaded, "
         f"{options.count - loaded - wrong} refused, {wrong} wrong, "

@@ -1,10 +1,10 @@
-"""Kills at random moments: commands are repeated until they are done, and end with the same bits.
+"""Kills at random moments: commands are repeated until they succeed, and give the same bits.
 
     python tests/campaigns/kills.py --seed 0 --count 1000
 
-Training (plain, replicates, stages, patience, annealed, streamed, with gaps and labels), every
-method of measuring, every other command that writes results, a cell of a table and a sweep, here
-and by Ray, are ended by SIGKILL, SIGTERM or SIGINT: at a random write, or after a random time. Each
+Training (plain, replicates, stages, patience, annealed, streamed, with missing values and labels),
+every method of evaluation, every other command that writes results, a table cell and a sweep (here
+and on Ray) are ended by SIGKILL, SIGTERM or SIGINT, at a random write or after a random time. Each
 command runs in a fork of this program, which has imported everything and compiled nothing. Needs
 Linux and a C compiler.
 """
@@ -36,7 +36,7 @@ TRAINING = {
     "labels": "conditional = true\n",
     "stages": "[[stages]]\nepochs = 1\n[[stages]]\nepochs = 1\nlearning_rate = 0.01\n",
 }
-"""Runs to train, by what their experiment file has beside the common options."""
+"""Runs to train: what their experiment file adds to the common options."""
 
 ANNEALING = ("--temperatures", "20", "--chains", "2", "--leapfrog", "2", "--examples", "20")
 MEASURING = {
@@ -63,39 +63,39 @@ OTHERS = {
     "figures": ("figures", "{run}"),
     "export": ("export", "{run}", "{run}/exported", "--overwrite"),
 }
-"""Other commands that write results of a run."""
+"""Other commands that write the results of a run."""
 
-OF = {"classify": "labels"} | dict.fromkeys(("encode", "score", "impute"), "gaps")
-"""The training behind a case, where it is not the plain one."""
+TRAINING_OF = {"classify": "labels"} | dict.fromkeys(("encode", "score", "impute"), "gaps")
+"""The training behind a case, unless it is the plain one."""
 
 QUEUES = {
     "reproduce": ("reproduce", "run", "two-clusters", "--epochs-scale", "0.005"),
     "sweep": ("sweep", "{folder}/sweep.toml", "--k", "5"),
     "ray": ("sweep", "{folder}/sweep.toml", "--k", "5", "--engine", "ray"),
 }
-"""Commands that train and measure several runs, or one of a table."""
+"""Commands that train and evaluate several runs, or one cell of a table."""
 
 CASES = (*TRAINING, *MEASURING, *OTHERS, *QUEUES)
 
-RARE = {"ray": 0.25, "figures": 0.25}
-"""How often a case that takes long is killed, where another is once."""
+CASE_SHARES = {"ray": 0.25, "figures": 0.25}
+"""How often a slow case is chosen, relative to the others."""
 
-KILLS = {signal.SIGKILL: 0.6, signal.SIGTERM: 0.2, signal.SIGINT: 0.2}
-"""The signals, with their shares."""
+SIGNAL_SHARES = {signal.SIGKILL: 0.6, signal.SIGTERM: 0.2, signal.SIGINT: 0.2}
+"""The signals and their shares."""
 
 LIMIT = 600.0
-"""Seconds after which a command hangs."""
+"""Seconds after which a command counts as hanging."""
 
 
-class Moment(NamedTuple):
-    """When a command is killed: at a write if that is given, or else after some seconds."""
+class KillTime(NamedTuple):
+    """When a command is killed: at a write if given, otherwise after some seconds."""
 
     number: signal.Signals
     write: int | None
     seconds: float
 
 
-class Ended(NamedTuple):
+class ProcessResult(NamedTuple):
     """How a process ended: its exit status, or minus the signal, and its standard error."""
 
     status: int
@@ -105,20 +105,20 @@ class Ended(NamedTuple):
     killed: bool
 
 
-def command(case: str, folder: Path) -> tuple[str, ...]:
-    """The words of a command, which resume it if it was begun."""
+def command_arguments(case: str, folder: Path) -> tuple[str, ...]:
+    """The arguments of a command, which resume it if it was started."""
     run = folder / "run"
     if case in QUEUES:
-        words = (word.format(folder=folder) for word in QUEUES[case])
-        return (*words, "--out", str(run), "--quiet")
+        arguments = (argument.format(folder=folder) for argument in QUEUES[case])
+        return (*arguments, "--out", str(run), "--quiet")
     if case in TRAINING:
-        return faults.train(run)
+        return faults.train_arguments(run)
     if case in OTHERS:
-        return tuple(word.format(folder=folder, run=run) for word in OTHERS[case])
+        return tuple(argument.format(folder=folder, run=run) for argument in OTHERS[case])
     return ("evaluate", str(run), "--method", case, *MEASURING[case], "--quiet")
 
 
-def with_gaps(path: Path) -> None:
+def write_incomplete_table(path: Path) -> None:
     """Write a table in which some values are missing."""
     values = np.random.default_rng(0).normal(size=(160, 4)).round(3)
     values[::3, 1] = np.nan
@@ -126,7 +126,7 @@ def with_gaps(path: Path) -> None:
     path.write_text("\n".join(["a,b,c,d", *lines, ""]))
 
 
-def with_labels(path: Path) -> None:
+def add_labels(path: Path) -> None:
     """Give each picture one of two labels."""
     pictures = dict(np.load(path))
     labels = {f"{name}_labels": np.arange(len(one)) % 2 for name, one in pictures.items()}
@@ -134,29 +134,31 @@ def with_labels(path: Path) -> None:
 
 
 def prepare(case: str, folder: Path, trained: Path) -> None:
-    """The folder in which a case begins."""
+    """Prepare the folder in which a case starts."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     experiment = faults.experiment(folder)
     text = experiment.read_text()
-    training = OF.get(case, case)
+    training = TRAINING_OF.get(case, case)
     (folder / "sweep.toml").write_text(text.replace("k = 2", "k = [1, 2]"))
     if training == "gaps":
         text = text.replace("pictures.npz", "table.csv")
-        with_gaps(folder / "table.csv")
+        write_incomplete_table(folder / "table.csv")
     elif training == "labels":
-        with_labels(folder / "pictures.npz")
+        add_labels(folder / "pictures.npz")
     experiment.write_text(text.replace("epochs = 2\n", "epochs = 2\n" * (case != "stages")))
     if case == "streamed":
-        faults.streamed(experiment)
+        faults.make_streamed(experiment)
     elif case in TRAINING:
         experiment.write_text(experiment.read_text() + TRAINING[case])
     if case in (*MEASURING, *OTHERS):
-        shutil.copytree(trained / OF.get(case, "plain"), folder / "run")
+        shutil.copytree(trained / TRAINING_OF.get(case, "plain"), folder / "run")
 
 
-def _child(words: tuple[str, ...], folder: Path, moment: Moment | None, err: Path) -> None:
-    """Run a command in this process, which ends."""
+def _run_in_child(
+    arguments: tuple[str, ...], folder: Path, moment: KillTime | None, err: Path
+) -> None:
+    """Run a command in this process and exit."""
     status = 70
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -166,8 +168,8 @@ def _child(words: tuple[str, ...], folder: Path, moment: Moment | None, err: Pat
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         at = 0 if moment is None or moment.write is None else moment.write
 
-        counting = faults.Counting(at, lambda: -moment.number, lasting=False)
-        hook.before_each_write(folder / "run", counting)
+        counter = faults.WriteCounter(at, lambda: -moment.number, persistent=False)
+        hook.before_each_write(folder / "run", counter)
         from iwae.cli import main
         from iwae.experiments.cells import Measure, Wanted
         from iwae.results import unfinished
@@ -178,8 +180,8 @@ def _child(words: tuple[str, ...], folder: Path, moment: Moment | None, err: Pat
         unfinished.SAVE_SECONDS = 0.0
         Wanted.measures = lambda *_: (Measure((1, 5)),)  # L_5000 takes half a minute
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        status = main(words)
-        os.write(2, f"\nwrites {counting.seen}".encode())
+        status = main(arguments)
+        os.write(2, f"\nwrites {counter.count}".encode())
     except BaseException:
         import traceback
 
@@ -188,13 +190,13 @@ def _child(words: tuple[str, ...], folder: Path, moment: Moment | None, err: Pat
         os._exit(status)
 
 
-def run(words: tuple[str, ...], folder: Path, moment: Moment | None = None) -> Ended:
-    """Run a command in a fork of this process, and kill it at a moment."""
+def run(arguments: tuple[str, ...], folder: Path, moment: KillTime | None = None) -> ProcessResult:
+    """Run a command in a fork of this process, and kill it at the given time."""
     err, start = folder / "err", time.monotonic()
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
-        _child(words, folder, moment, err)
+        _run_in_child(arguments, folder, moment, err)
     sent = threading.Event()
 
     def kill(number: int) -> None:
@@ -211,73 +213,81 @@ def run(words: tuple[str, ...], folder: Path, moment: Moment | None = None) -> E
         timer.cancel()
     text, _, writes = (err.read_text() if err.exists() else "").partition("\nwrites ")
     code = os.waitstatus_to_exitcode(status)
-    return Ended(code, text, int(writes or 0), time.monotonic() - start, sent.is_set() or code != 0)
+    return ProcessResult(
+        code, text, int(writes or 0), time.monotonic() - start, sent.is_set() or code != 0
+    )
 
 
-def judge_kill(ended: Ended, moment: Moment) -> str | None:
-    """The fault in how a killed command ended; None if nothing is."""
-    if ended.status == -signal.SIGABRT:
+def check_killed_command(result: ProcessResult, moment: KillTime) -> str | None:
+    """What is wrong with how a killed command ended, or None."""
+    if result.status == -signal.SIGABRT:
         return "it hung"
     right = {-moment.number, 128 + moment.number, 0}
-    if ended.status not in right or "Traceback" in ended.err or "Exception ignored" in ended.err:
-        return f"{moment.number.name} ended it with status {ended.status}: {ended.err[-1500:]}"
+    if result.status not in right or "Traceback" in result.err or "Exception ignored" in result.err:
+        return f"{moment.number.name} ended it with status {result.status}: {result.err[-1500:]}"
     return None
 
 
-def contents(folder: Path) -> dict[str, str]:
-    """All numbers in a folder; of checkpoints, those of the newest."""
-    found = faults.contents(folder / "run")
-    checkpoints = sorted(name for name in found if "/checkpoints/" in f"/{name}")
+def case_contents(folder: Path) -> dict[str, str]:
+    """Digests of all numbers in a folder; of the checkpoints, only of the newest."""
+    digests = faults.run_contents(folder / "run")
+    checkpoints = sorted(name for name in digests if "/checkpoints/" in f"/{name}")
     newest = {str(Path(name).parent): name for name in checkpoints if "abandoned" not in name}
-    return {n: one for n, one in found.items() if n not in checkpoints or n in newest.values()}
+    return {
+        name: digest
+        for name, digest in digests.items()
+        if name not in checkpoints or name in newest.values()
+    }
 
 
 class Case(NamedTuple):
-    """A case without kills: what its folder then holds, its writes and its seconds."""
+    """A case without kills: the contents of its folder, its writes and its seconds."""
 
-    whole: dict[str, str]
+    contents: dict[str, str]
     writes: int
     seconds: float
 
 
-def undisturbed(case: str, folder: Path, trained: Path) -> Case:
+def run_uninterrupted(case: str, folder: Path, trained: Path) -> Case:
     """Run a case without kills."""
     prepare(case, folder, trained)
-    ended = run(command(case, folder), folder)
-    if ended.status != 0:
-        raise AssertionError(f"{case} without a kill: {ended.err[-3000:]}")
-    return Case(contents(folder), ended.writes, ended.seconds)
+    result = run(command_arguments(case, folder), folder)
+    if result.status != 0:
+        raise AssertionError(f"{case} without a kill: {result.err[-3000:]}")
+    return Case(case_contents(folder), result.writes, result.seconds)
 
 
-def disturbed(
+def run_with_kills(
     name: str, case: Case, folder: Path, trained: Path, rng: np.random.Generator
 ) -> tuple[int, str | None]:
-    """Run a case with kills; how many there were, and what is wrong, or None."""
+    """Run a case with kills; returns how many there were, and what is wrong, or None."""
     prepare(name, folder, trained)
     kills = 0
     for _ in range(int(rng.integers(1, 4))):
-        number = list(KILLS)[rng.choice(len(KILLS), p=list(KILLS.values()))]
+        number = list(SIGNAL_SHARES)[rng.choice(len(SIGNAL_SHARES), p=list(SIGNAL_SHARES.values()))]
         write = int(rng.integers(1, case.writes + 1)) if rng.random() < 0.6 else None
-        moment = Moment(number, write, float(rng.uniform(0, case.seconds)))
-        ended = run(command(name, folder), folder, moment)
-        kills += ended.killed
-        if reason := judge_kill(ended, moment):
+        moment = KillTime(number, write, float(rng.uniform(0, case.seconds)))
+        result = run(command_arguments(name, folder), folder, moment)
+        kills += result.killed
+        if reason := check_killed_command(result, moment):
             return kills, reason
-    ended = run(command(name, folder), folder)
-    if ended.status != 0:
-        return kills, f"afterwards: {ended.err[-1500:]}"
-    return kills, faults.difference(contents(folder), case.whole)
+    result = run(command_arguments(name, folder), folder)
+    if result.status != 0:
+        return kills, f"afterwards: {result.err[-1500:]}"
+    return kills, faults.compare_contents(case_contents(folder), case.contents)
 
 
 def campaign(seed: int, count: int, only: Sequence[str]) -> tuple[int, int]:
-    """Kill until there were `count` kills; returns how many there were, and wrong outcomes."""
+    """Kill at least `count` times; returns the numbers of kills and of wrong outcomes."""
     done, wrong = Counter[str](), Counter[str]()
     names = list(only or CASES)
-    shares = np.array([RARE.get(name, 1.0) for name in names])
+    shares = np.array([CASE_SHARES.get(name, 1.0) for name in names])
     with tempfile.TemporaryDirectory(prefix="iwae-kills-") as root:
         folder, trained = Path(root) / "case", Path(root) / "trained"
-        for training in {OF.get(name, "plain") for name in {*names} & {*MEASURING, *OTHERS}}:
-            undisturbed(training, folder, trained)
+        for training in {
+            TRAINING_OF.get(name, "plain") for name in {*names} & {*MEASURING, *OTHERS}
+        }:
+            run_uninterrupted(training, folder, trained)
             shutil.copytree(folder / "run", trained / training)
         cases: dict[str, Case] = {}
         i = 0
@@ -285,8 +295,8 @@ def campaign(seed: int, count: int, only: Sequence[str]) -> tuple[int, int]:
             rng = np.random.default_rng([seed, i])
             name, i = names[rng.choice(len(names), p=shares / shares.sum())], i + 1
             if name not in cases:
-                cases[name] = undisturbed(name, folder, trained)
-            kills, reason = disturbed(name, cases[name], folder, trained, rng)
+                cases[name] = run_uninterrupted(name, folder, trained)
+            kills, reason = run_with_kills(name, cases[name], folder, trained, rng)
             done[name] += kills
             if reason is not None:
                 wrong[name] += 1
@@ -297,7 +307,7 @@ def campaign(seed: int, count: int, only: Sequence[str]) -> tuple[int, int]:
 
 
 def import_commands() -> None:
-    """Import all that commands import, before the first fork."""
+    """Import everything that commands import, before the first fork."""
     import iwae.cli
     import iwae.experiments.cells
     import iwae.experiments.local

@@ -1,4 +1,4 @@
-"""The kinds of files that are read: how an undamaged one is made, and what reads it."""
+"""The kinds of files that the program reads: how to make an undamaged one, and how to read it."""
 
 import gzip
 import hashlib
@@ -50,8 +50,8 @@ class Kind(NamedTuple):
     Attributes:
         make: writes undamaged files into a folder.
         read: reads the files in a folder, as the program does.
-        exact: whether a checksum keeps what loads the same; or, of a set, a part of it.
-        share: how often it is chosen, relative to the others; less for slow ones.
+        exact: whether a checksum ensures the same result, or for a set, a subset of it.
+        share: how often it is chosen relative to the others; less for slow kinds.
     """
 
     make: Callable[[Path], Any]
@@ -71,9 +71,9 @@ def digest(*arrays: Any) -> str:
 # --- data -----------------------------------------------------------------------------------
 
 
-def _loaded(folder: Path, name: str, **options: Any) -> str:
+def _load(folder: Path, name: str, **options: Any) -> str:
     data = load_dataset(folder / name, **options)
-    return digest(data.train[:], data.test[:])  # of streamed data, what is read from the file
+    return digest(data.train[:], data.test[:])  # for streamed data, read from the file
 
 
 def _save_csv(text: str, folder: Path) -> None:
@@ -90,7 +90,7 @@ def _table(*, labels: bool = False, gaps: bool = False) -> str:
     return "\n".join([*lines, ""])
 
 
-def _parquet(folder: Path) -> None:
+def _save_parquet(folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -99,7 +99,7 @@ def _parquet(folder: Path) -> None:
     pyarrow.parquet.write_table(pa.table({**columns, "kind": words}), folder / "mine.parquet")
 
 
-def _images(folder: Path) -> None:
+def _save_images(folder: Path) -> None:
     from PIL import Image
 
     for i, label in enumerate(("cat", "dog") * 6):
@@ -111,21 +111,21 @@ def _images(folder: Path) -> None:
 PIXELS = RNG.integers(0, 2, (6, 4), dtype=np.uint8)
 
 
-def _idx_images(folder: Path) -> None:
+def _save_idx_images(folder: Path) -> None:
     content = struct.pack(">iiii", 0x803, 6, 2, 2) + PIXELS.tobytes()
     (folder / "images.gz").write_bytes(gzip.compress(content))
 
 
-def _idx_labels(folder: Path) -> None:
+def _save_idx_labels(folder: Path) -> None:
     (folder / "labels.gz").write_bytes(gzip.compress(struct.pack(">ii", 0x801, 6) + bytes(6)))
 
 
-def _amat(folder: Path) -> None:
+def _save_amat(folder: Path) -> None:
     lines = [" ".join(map(str, row)) + "\n" for row in PIXELS]
     (folder / "images.amat").write_text("".join(lines))
 
 
-def _mat(folder: Path) -> None:
+def _save_mat(folder: Path) -> None:
     import scipy.io
 
     one_hot = np.eye(readers.ALPHABETS)[:, :6]
@@ -133,24 +133,24 @@ def _mat(folder: Path) -> None:
     scipy.io.savemat(folder / "images.mat", {**arrays, "target": one_hot, "testtarget": one_hot})
 
 
-FIRST: dict[Path, str] = {}
-"""The SHA-256 of files as they were read first, undamaged."""
+FIRST_DIGESTS: dict[Path, str] = {}
+"""The SHA-256 of files when first read, undamaged."""
 
 
-def _published(folder: Path, reader: Callable[..., Any], shapes: Mapping[str, Any]) -> str:
+def _load_published(folder: Path, reader: Callable[..., Any], shapes: Mapping[str, Any]) -> str:
     (path,) = folder.iterdir()
-    known = FIRST.setdefault(path, file_content_sha256(path.read_bytes()))
+    known = FIRST_DIGESTS.setdefault(path, file_content_sha256(path.read_bytes()))
     file = DataFile(path.name, reader, shapes, sha256=known if path.suffix == ".mat" else None)
     return digest(*check_dataset_file(file, path).splits.values())
 
 
-IMAGES, TWO = {"train": (6, 2, 2)}, {"train": (6, 2, 2), "test": (6, 2, 2)}
+IMAGE_SHAPE, SPLIT_SHAPES = {"train": (6, 2, 2)}, {"train": (6, 2, 2), "test": (6, 2, 2)}
 
 
 # --- experiments and runs -------------------------------------------------------------------
 
 
-def _config(folder: Path) -> None:
+def _save_config(folder: Path) -> None:
     from iwae.config.toml import write_config
 
     write_config(preset("digits/iwae-k20").config(), folder / "config.toml")
@@ -206,7 +206,7 @@ def _read_checkpoint(folder: Path) -> str:
     return digest(*leaves) + json.dumps(notes)
 
 
-def _metrics(folder: Path) -> None:
+def _save_metrics(folder: Path) -> None:
     rows = [
         {
             "epoch": epoch,
@@ -228,7 +228,7 @@ def _read_metrics(folder: Path) -> list[Any]:
     return [dict(scalars(row)) for row in rows]
 
 
-def _frames(folder: Path) -> None:
+def _save_frames(folder: Path) -> None:
     (folder / "frames").mkdir()
     for epoch in (0, 3):
         frame = dict.fromkeys(("samples", "reconstructions", "examples"), np.float32(REAL**2))
@@ -236,7 +236,7 @@ def _frames(folder: Path) -> None:
 
 
 @cache
-def _pictures() -> Dataset:
+def _picture_dataset() -> Dataset:
     """A data set of small pictures."""
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/mine.npy", np.tile(PIXELS, (2, 1)).reshape(12, 2, 2))
@@ -244,19 +244,19 @@ def _pictures() -> Dataset:
 
 
 def _read_frames(folder: Path) -> str:
-    courses = gallery._courses(folder, _pictures())
+    courses = gallery._courses(folder, _picture_dataset())
     return digest(*(course.frames for course in courses.values()))
 
 
 RESULTS = Path(__file__).parents[2] / "results"
 
 
-def _records(folder: Path, of: str = "digits") -> None:
+def _copy_records(folder: Path, of: str = "digits") -> None:
     shutil.copytree(RESULTS / of / "iwae-k20/seeds-0-3/evaluations", folder / "evaluations")
 
 
 def _read_records(folder: Path) -> frozenset[str]:
-    """Each bound of the records, by a digest."""
+    """A digest of each bound in the records."""
     found = []
     for weights in ("final", "best"):
         found += read_bounds(folder, split="test", weights=weights, pruned=False)
@@ -264,7 +264,7 @@ def _read_records(folder: Path) -> frozenset[str]:
 
 
 def _read_all(folder: Path) -> frozenset[str]:
-    """The values of the records of every method, by a digest; their tables and figures are made."""
+    """Digests of the values in the records of every method; also makes their tables and figures."""
     list(results([folder]))
     for weights in ("final", "best"):
         recorded_calibration_figure(folder, weights)
@@ -279,100 +279,110 @@ def _read_all(folder: Path) -> frozenset[str]:
     )
 
 
-BEGUN = {"examples": 20, "seed": 0}
-"""The settings of a measurement that was stopped."""
+STOPPED_SETTINGS = {"examples": 20, "seed": 0}
+"""The settings of an evaluation that was stopped."""
 
 
-def _unfinished(folder: Path) -> None:
-    Unfinished(folder).keep(BEGUN, {"lower": REAL[:, 0], "upper": REAL[:, 1]})
+def _write_unfinished(folder: Path) -> None:
+    Unfinished(folder).keep(STOPPED_SETTINGS, {"lower": REAL[:, 0], "upper": REAL[:, 1]})
 
 
 def _read_unfinished(folder: Path) -> frozenset[str]:
-    """The values that a repeated measurement resumes from; none if it begins anew."""
-    kept = Unfinished(folder).kept(BEGUN) or {}
+    """The values that a repeated evaluation resumes from; none if it starts again."""
+    kept = Unfinished(folder).kept(STOPPED_SETTINGS) or {}
     return frozenset(f"{name} {digest(array)}" for name, array in kept.items())
 
 
-def _write(name: str, text: str, folder: Path) -> None:
+def _write_text(name: str, text: str, folder: Path) -> None:
     (folder / name).write_text(text)
 
 
 NOTES = '{"id": "run-1", "step": -1}\n{"step": 30}\n{"step": 60}\n'
 
 KINDS = {
-    "npy": Kind(
-        lambda folder: np.save(folder / "mine.npy", REAL), partial(_loaded, name="mine.npy")
-    ),
+    "npy": Kind(lambda folder: np.save(folder / "mine.npy", REAL), partial(_load, name="mine.npy")),
     "npy, streamed": Kind(
         lambda folder: np.save(folder / "mine.npy", REAL),
-        partial(_loaded, name="mine.npy", stream=True),
+        partial(_load, name="mine.npy", stream=True),
     ),
     "npy of bytes": Kind(
         lambda folder: np.save(folder / "mine.npy", np.uint8(REAL * 9).reshape(12, 2, 2)),
-        partial(_loaded, name="mine.npy"),
+        partial(_load, name="mine.npy"),
     ),
     "npz": Kind(
         lambda folder: np.savez(folder / "mine.npz", train=REAL, test=REAL[:3]),
-        partial(_loaded, name="mine.npz"),
+        partial(_load, name="mine.npz"),
         exact=True,
     ),
     "npz with labels": Kind(
         lambda folder: np.savez_compressed(
             folder / "mine.npz", train=REAL, test=REAL, train_labels=LABELS, test_labels=LABELS
         ),
-        partial(_loaded, name="mine.npz", labels=True),
+        partial(_load, name="mine.npz", labels=True),
         exact=True,
     ),
-    "csv": Kind(partial(_save_csv, _table()), partial(_loaded, name="mine.csv")),
+    "csv": Kind(partial(_save_csv, _table()), partial(_load, name="mine.csv")),
     "csv with gaps": Kind(
         partial(_save_csv, _table(gaps=True)),
-        partial(_loaded, name="mine.csv", missing=True, observation="gaussian"),
+        partial(_load, name="mine.csv", missing=True, observation="gaussian"),
     ),
     "csv with labels": Kind(
-        partial(_save_csv, _table(labels=True)), partial(_loaded, name="mine.csv", labels="kind")
+        partial(_save_csv, _table(labels=True)), partial(_load, name="mine.csv", labels="kind")
     ),
     "tsv": Kind(
         lambda folder: (folder / "mine.tsv").write_text(_table().replace(",", "\t")),
-        partial(_loaded, name="mine.tsv"),
+        partial(_load, name="mine.tsv"),
     ),
-    "parquet": Kind(_parquet, partial(_loaded, name="mine.parquet", labels="kind")),
-    "parquet, streamed": Kind(_parquet, partial(_loaded, name="mine.parquet", stream=True)),
-    "images": Kind(_images, partial(_loaded, name="images"), share=0.5),
+    "parquet": Kind(_save_parquet, partial(_load, name="mine.parquet", labels="kind")),
+    "parquet, streamed": Kind(_save_parquet, partial(_load, name="mine.parquet", stream=True)),
+    "images": Kind(_save_images, partial(_load, name="images"), share=0.5),
     "idx images": Kind(
-        _idx_images, partial(_published, reader=readers.read_idx_images, shapes=IMAGES), exact=True
-    ),
-    "idx labels": Kind(
-        _idx_labels,
-        partial(_published, reader=readers.read_idx_labels, shapes={"train": (6,)}),
+        _save_idx_images,
+        partial(_load_published, reader=readers.read_idx_images, shapes=IMAGE_SHAPE),
         exact=True,
     ),
-    "amat": Kind(_amat, partial(_published, reader=readers.read_amat, shapes=IMAGES)),
-    "mat": Kind(_mat, partial(_published, reader=readers.read_omniglot_mat, shapes=TWO)),
+    "idx labels": Kind(
+        _save_idx_labels,
+        partial(_load_published, reader=readers.read_idx_labels, shapes={"train": (6,)}),
+        exact=True,
+    ),
+    "amat": Kind(
+        _save_amat, partial(_load_published, reader=readers.read_amat, shapes=IMAGE_SHAPE)
+    ),
+    "mat": Kind(
+        _save_mat, partial(_load_published, reader=readers.read_omniglot_mat, shapes=SPLIT_SHAPES)
+    ),
     "mat of labels": Kind(
-        _mat,
+        _save_mat,
         partial(
-            _published, reader=readers.read_omniglot_labels, shapes={"train": (6,), "test": (6,)}
+            _load_published,
+            reader=readers.read_omniglot_labels,
+            shapes={"train": (6,), "test": (6,)},
         ),
     ),
-    "experiment file": Kind(_config, lambda folder: str(read_config(folder / "config.toml"))),
+    "experiment file": Kind(_save_config, lambda folder: str(read_config(folder / "config.toml"))),
     "values of a file": Kind(
-        partial(_write, "sweep.toml", SWEEP), lambda folder: str(read_toml(folder / "sweep.toml"))
+        partial(_write_text, "sweep.toml", SWEEP),
+        lambda folder: str(read_toml(folder / "sweep.toml")),
     ),
-    "sweep": Kind(partial(_write, "sweep.toml", SWEEP), _read_sweep, share=0.3),
+    "sweep": Kind(partial(_write_text, "sweep.toml", SWEEP), _read_sweep, share=0.3),
     "model": Kind(
         lambda folder: save_model(_model(), folder, epoch=3), _read_model, exact=True, share=0.05
     ),
     "checkpoint": Kind(_save_checkpoint, _read_checkpoint, exact=True),
-    "metrics": Kind(_metrics, _read_metrics),
+    "metrics": Kind(_save_metrics, _read_metrics),
     "notes of a tracker": Kind(
-        partial(_write, "notes.jsonl", NOTES), lambda folder: _read_notes(folder / "notes.jsonl")
+        partial(_write_text, "notes.jsonl", NOTES),
+        lambda folder: _read_notes(folder / "notes.jsonl"),
     ),
-    "frames": Kind(_frames, _read_frames),
-    "records": Kind(_records, _read_records, exact=True, share=0.2),
-    "records of all methods": Kind(partial(_records, of="camel"), _read_all, exact=True, share=0.1),
-    "unfinished measurement": Kind(_unfinished, _read_unfinished, exact=True),
+    "frames": Kind(_save_frames, _read_frames),
+    "records": Kind(_copy_records, _read_records, exact=True, share=0.2),
+    "records of all methods": Kind(
+        partial(_copy_records, of="camel"), _read_all, exact=True, share=0.1
+    ),
+    "unfinished measurement": Kind(_write_unfinished, _read_unfinished, exact=True),
     "temperatures": Kind(
-        partial(_write, "betas.txt", "0, 0.25\n0.5 1.0\n"),
+        partial(_write_text, "betas.txt", "0, 0.25\n0.5 1.0\n"),
         lambda folder: _temperatures(str(folder / "betas.txt"), ()),
     ),
 }

@@ -1,10 +1,10 @@
-"""Exhausted memory: the n-th large allocation of a command is refused, or every one from there on.
+"""Exhausted memory: a command's n-th large allocation is refused, or every one from there on.
 
     python tests/campaigns/memory.py --seed 0
 
-Refused are arrays of NumPy and of XLA of 2 KiB or more, and what Python itself asks for from 16 KiB
-on. Right are one line and the status 1, or success, or that a library ends the process; afterwards,
-the same command ends with the same bits as without the fault, and nothing half written is left.
+Large allocations are arrays of NumPy and XLA of 2 KiB or more, and Python's own of 16 KiB or more.
+A command must succeed, or fail with a one-line error and status 1, or be ended by a library.
+Afterwards, the same command must give the same bits as without the fault and leave no partial file.
 Needs Linux and a C compiler.
 """
 
@@ -30,68 +30,74 @@ import kills
 import numpy as np
 
 LIMIT = 2**46
-"""Bytes of address space: so many that none is refused, but a limit as the product looks for."""
+"""Bytes of address space: too many to refuse any, but a limit, which the program checks for."""
 
 
 CASES = ("plain", "streamed", *kills.MEASURING, *(one for one in kills.OTHERS if one != "figures"))
-"""Commands of the campaign of kills: the others train and measure in the same way."""
+"""Commands of the campaign of kills; its others train and evaluate in the same way."""
 
 
-def refused(case: str, folder: Path, at: int, *, lasting: bool) -> tuple[faults.Ended, int]:
-    """Run a case of which allocations are refused; how it ended, and how many it asked for."""
+def run_refusing_memory(
+    case: str, folder: Path, at: int, *, persistent: bool
+) -> tuple[faults.Result, int]:
+    """Run a case and refuse allocations; returns how it ended, and how many it requested."""
     kills.prepare(case, folder / "case", folder / "trained")
-    hook.refuse_memory(at, lasting=lasting)
-    ended = faults.called(kills.command(case, folder / "case"))
-    return ended, hook.allocations()
+    hook.refuse_memory(at, persistent=persistent)
+    result = faults.run_command(kills.command_arguments(case, folder / "case"))
+    return result, hook.allocations()
 
 
-class Whole(NamedTuple):
-    """A case without a fault: its large allocations, and what the run then holds."""
+class Reference(NamedTuple):
+    """A case without a fault: its number of large allocations, and the contents of its run."""
 
     allocations: int
     contents: dict[str, str]
 
 
-def undisturbed(case: str, folder: Path) -> Whole:
-    """Run a case twice, since the first time it also compiles."""
+def run_undisturbed(case: str, folder: Path) -> Reference:
+    """Run a case twice, since the first run also compiles."""
     for _ in range(2):
-        ended, seen = refused(case, folder, 0, lasting=False)
-        if ended.status:
-            raise AssertionError(f"{case} without a fault: {ended.err}")
-    return Whole(seen, kills.contents(folder / "case"))
+        result, count = run_refusing_memory(case, folder, 0, persistent=False)
+        if result.status:
+            raise AssertionError(f"{case} without a fault: {result.err}")
+    return Reference(count, kills.case_contents(folder / "case"))
 
 
-def strike(case: str, folder: Path, at: int, whole: Whole, *, lasting: bool) -> str | None:
-    """Refuse a case memory, then repeat its command; what is wrong then, or None."""
+def run_with_fault(
+    case: str, folder: Path, at: int, reference: Reference, *, persistent: bool
+) -> str | None:
+    """Refuse memory to a case, then repeat its command; returns what is wrong, or None."""
     from iwae.errors import OUT_OF_MEMORY
 
-    ended, seen = refused(case, folder, at, lasting=lasting)
-    # Libraries themselves tell of what they lost in callbacks.
-    told = ended.err.startswith("Exception ignored in") or ended.err.count("\n") == 1
-    one_line = told and ended.err.endswith(f"iwae: {OUT_OF_MEMORY}\n")
-    if not (ended.status == 0 or (ended.status == 1 and one_line)):
-        return f"status {ended.status}: {ended.err[-1500:]}"
-    if seen < at:
-        return f"it ended before: {ended.err}" if ended.status else None
-    return afterwards(case, folder, whole)
+    result, count = run_refusing_memory(case, folder, at, persistent=persistent)
+    # Libraries print lines of their own about exceptions in callbacks.
+    only_expected_lines = (
+        result.err.startswith("Exception ignored in") or result.err.count("\n") == 1
+    )
+    one_line = only_expected_lines and result.err.endswith(f"iwae: {OUT_OF_MEMORY}\n")
+    if not (result.status == 0 or (result.status == 1 and one_line)):
+        return f"status {result.status}: {result.err[-1500:]}"
+    if count < at:
+        return f"it ended before: {result.err}" if result.status else None
+    return check_recovery(case, folder, reference)
 
 
-def afterwards(case: str, folder: Path, whole: Whole) -> str | None:
-    """Repeat a case without a fault; what is wrong then, or None."""
-    again = faults.called(kills.command(case, folder / "case"))
-    if again.status:
-        return f"afterwards: {again.err[-1500:]}"
-    return faults.difference(kills.contents(folder / "case"), whole.contents)
+def check_recovery(case: str, folder: Path, reference: Reference) -> str | None:
+    """Repeat a case without a fault; returns what is wrong, or None."""
+    result = faults.run_command(kills.command_arguments(case, folder / "case"))
+    if result.status:
+        return f"afterwards: {result.err[-1500:]}"
+    return faults.compare_contents(kills.case_contents(folder / "case"), reference.contents)
 
 
-def in_fork(work: Callable[[], object]) -> int:
-    """Work in a fork of this process, which JAX has not touched; its status, or minus a signal."""
+def in_fork(function: Callable[[], object]) -> int:
+    """Call a function in a fork of this process, which has not used JAX; returns the exit code."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
         status = 70
         try:
-            work()
+            function()
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -101,66 +107,71 @@ def in_fork(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def measured(folder: Path, cases: Sequence[str]) -> dict[str, Whole]:
-    """All cases without faults."""
+def run_references(folder: Path, cases: Sequence[str]) -> dict[str, Reference]:
+    """Run all cases without faults."""
 
     def work() -> None:
-        for training in {kills.OF.get(case, "plain") for case in cases}:
-            undisturbed(training, folder)
+        for training in {kills.TRAINING_OF.get(case, "plain") for case in cases}:
+            run_undisturbed(training, folder)
             shutil.copytree(folder / "case" / "run", folder / "trained" / training)
-        wholes = {case: undisturbed(case, folder) for case in cases}
-        (folder / "wholes.json").write_text(json.dumps(wholes))
+        references = {case: run_undisturbed(case, folder) for case in cases}
+        (folder / "wholes.json").write_text(json.dumps(references))
 
-    kills.prepare("streamed", folder / "case", folder)  # sets the size of a block in all forks
+    kills.prepare("streamed", folder / "case", folder)  # sets the block size in all forks
     if in_fork(work):
         raise AssertionError("a case failed without a fault")
     return {
-        case: Whole(*one) for case, one in json.loads((folder / "wholes.json").read_text()).items()
+        case: Reference(*one)
+        for case, one in json.loads((folder / "wholes.json").read_text()).items()
     }
 
 
 def campaign(seed: int, chosen: slice, cases: Sequence[str]) -> int:
-    """Commit a slice of all faults in random order and print what is wrong; returns how many."""
+    """Commit a slice of all faults in random order, and print and count what is wrong."""
     with tempfile.TemporaryDirectory(prefix="iwae-memory-") as root:
         folder = Path(root)
-        wholes, log = measured(folder, cases), folder / "log"
-        found = [
-            (case, at, lasting)
+        references, log = run_references(folder, cases), folder / "log"
+        trials = [
+            (case, at, persistent)
             for case in cases
-            for at in range(1, wholes[case].allocations + 1)
-            for lasting in (False, True)
+            for at in range(1, references[case].allocations + 1)
+            for persistent in (False, True)
         ]
-        todo = [found[i] for i in np.random.default_rng(seed).permutation(len(found))[chosen]]
+        todo = [trials[i] for i in np.random.default_rng(seed).permutation(len(trials))[chosen]]
         wrong, ended = Counter[str](), 0
 
-        def work(first: int, *, again: bool) -> None:
+        def work(first: int, *, repeat: bool) -> None:
             warm = set[str]()
-            for i, (case, at, lasting) in enumerate(todo[first:], start=first):
-                if again and i == first:
-                    reason = afterwards(case, folder, wholes[case])
+            for i, (case, at, persistent) in enumerate(todo[first:], start=first):
+                if repeat and i == first:
+                    reason = check_recovery(case, folder, references[case])
                 else:
                     if case not in warm:  # imports and compiles
-                        refused(case, folder, 0, lasting=False)
+                        run_refusing_memory(case, folder, 0, persistent=False)
                         warm.add(case)
-                    reason = strike(case, folder, at, wholes[case], lasting=lasting)
+                    reason = run_with_fault(
+                        case, folder, at, references[case], persistent=persistent
+                    )
                 with log.open("a") as file:
                     file.write(json.dumps(reason) + "\n")
 
-        status = in_fork(partial(work, 0, again=False))
-        while status in (-signal.SIGABRT, -signal.SIGSEGV):  # a library ended it, in its way
+        status = in_fork(partial(work, 0, repeat=False))
+        while status in (-signal.SIGABRT, -signal.SIGSEGV):  # a library ended the process
             ended += 1
-            status = in_fork(partial(work, len(log.read_text().splitlines()), again=True))
+            status = in_fork(partial(work, len(log.read_text().splitlines()), repeat=True))
         if status:
             raise AssertionError(f"the campaign itself failed with status {status}")
         reasons = map(json.loads, log.read_text().splitlines())
-        for (case, at, lasting), reason in zip(todo, reasons, strict=True):
+        for (case, at, persistent), reason in zip(todo, reasons, strict=True):
             if reason is not None:
                 wrong[case] += 1
-                print(f"{case}, allocation {at}{' and all later' * lasting} refused: {reason}")
+                print(f"{case}, allocation {at}{' and all later' * persistent} refused: {reason}")
         for case, n in sorted(Counter(case for case, *_ in todo).items()):
-            print(f"{n:8} {case}, of {wholes[case].allocations} allocations, {wrong[case]} wrong")
+            print(
+                f"{n:8} {case}, of {references[case].allocations} allocations, {wrong[case]} wrong"
+            )
     print(
-        f"memory: seed {seed}, {len(todo)} of {len(found)} faults, {ended} ended the process, ",
+        f"memory: seed {seed}, {len(todo)} of {len(trials)} faults, {ended} ended the process, ",
         end="",
     )
     return wrong.total()

@@ -1,4 +1,4 @@
-"""The command line: what it takes, what it prints where, and how it says what is wrong."""
+"""The command line: arguments, output and error messages."""
 
 import io
 import json
@@ -37,7 +37,7 @@ from small import PATIENT, finished
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch, tmp_path):
-    """No test sees this machine's data, or changes the set-up of JAX."""
+    """Hide this machine's data and caches, and fix the settings of JAX and of the terminal."""
     monkeypatch.delenv("IWAE_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
@@ -47,64 +47,64 @@ def isolated(monkeypatch, tmp_path):
 
 @pytest.fixture
 def iwae(capfd):
-    """Run a command: its exit status, standard output and standard error."""
+    """A function that runs a command: its exit status, standard output and standard error."""
 
-    def call(*words):
+    def call(*arguments):
         try:
-            status = main([str(word) for word in words])
-        except SystemExit as leaving:
-            status = leaving.code
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            status = error.code
         return status, *capfd.readouterr()
 
     return call
 
 
-def chosen(monkeypatch):
-    """What `iwae train` would do, instead of doing it."""
+def record_training_calls(monkeypatch):
+    """Record what `iwae train` would do, instead of doing it; returns the list of calls."""
     calls = []
 
-    def note(name):
-        def instead(*arguments, track, show=None):  # noqa: ARG001
+    def recorder(name):
+        def record_call(*arguments, track, show=None):  # noqa: ARG001
             calls.append((name, *arguments, *track))
             return iter(())
 
-        return instead
+        return record_call
 
-    monkeypatch.setattr(start_and_resume, "start_run", note("start"))
-    monkeypatch.setattr(start_and_resume, "resume_run", note("resume"))
+    monkeypatch.setattr(start_and_resume, "start_run", recorder("start"))
+    monkeypatch.setattr(start_and_resume, "resume_run", recorder("resume"))
     monkeypatch.setattr(planning, "plan_next_steps", lambda run: f"after {run}")
     return calls
 
 
 # Help and lists
 
-LIGHT = """
+LIGHT_COMMANDS = """
 import sys
 from iwae.cli import COMMANDS, main
 
 lists = [["--version"], ["data", "list"], ["presets"], ["data", "verify"]]
 helps = [["--help"], ["help"], [], *([name, "--help"] for name in COMMANDS)]
 mistyped = ["train", "--preset", "digits/iwae-k20", "--dataset", "digit", "--out", "nowhere"]
-for words in [*helps, *lists, ["nonsense"], mistyped]:
+for arguments in [*helps, *lists, ["nonsense"], mistyped]:
     try:
-        main(words)
-    except SystemExit as leaving:
-        assert leaving.code == 0, words
+        main(arguments)
+    except SystemExit as error:
+        assert error.code == 0, arguments
     heavy = {"jax", "scipy", "sklearn", "matplotlib", "numpyro", "equinox", "huggingface_hub"}
     heavy &= sys.modules.keys()
-    assert not heavy, (words, heavy)
+    assert not heavy, (arguments, heavy)
 """
 
 
-def test_help_lists_and_a_mistyped_data_set_answer_without_importing_jax():
+def test_help_lists_and_typos_are_answered_without_importing_jax():
     done = subprocess.run(
-        [sys.executable, "-c", LIGHT], capture_output=True, text=True, check=False
+        [sys.executable, "-c", LIGHT_COMMANDS], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("usage: iwae COMMAND") == 3
 
 
-def test_help_names_every_command_and_every_option(iwae, monkeypatch):
+def test_help_lists_every_command_and_option(iwae, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")  # one box below the other
     status, out, _ = iwae("--help")
     assert status == 0
@@ -113,19 +113,19 @@ def test_help_names_every_command_and_every_option(iwae, monkeypatch):
         status, out_command, _ = iwae(name, "--help")
         assert status == 0
         assert out_command.startswith(f"usage: iwae {name}")
-        # A default is a value, or words where the program computes it.
+        # A default is a value, or a description if the program computes it.
         assert not re.search(r"None[},|]|default: (None|''|)\)|default[^()]*\) \(def", out_command)
     _, out, _ = iwae("train", "--help")
     shown = re.findall(r"^│ --([a-z-]+)", out, re.MULTILINE)
     fields = [field.replace("_", "-") for field in TrainConfig.model_fields]
     assert shown[-len(fields) :] == fields
     plain = " ".join(re.sub(r"[│\n]", " ", out).split())
-    for words in (
+    for text in (
         "(default: 3280; 400 for your own files, with early stopping)",
         "(default: 1; 16 for your own files, and with --objective iwae)",
         "(default: never; 100 for your own files without --epochs)",
     ):
-        assert words in plain
+        assert text in plain
     groups = re.findall(r"─ (\w+) options ─", out)
     assert groups == ["data", "model", "objective", "optimisation", "run"]
     for group, first in zip(
@@ -134,7 +134,7 @@ def test_help_names_every_command_and_every_option(iwae, monkeypatch):
         assert re.search(rf"─ {group} options ─.*\n│ --{first} ", out)
 
 
-def test_the_help_of_an_action_lists_its_options(iwae, monkeypatch):
+def test_action_help_lists_its_options(iwae, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     _, out, _ = iwae("reproduce", "list", "--help")
     assert set(re.findall(r"^│ --([a-z-]+)", out, re.MULTILINE)) == {
@@ -145,14 +145,14 @@ def test_the_help_of_an_action_lists_its_options(iwae, monkeypatch):
     assert "--format" not in out
 
 
-def test_none_unsets_an_option_of_a_file():
-    found = parsing.parse(
+def test_none_unsets_an_option_from_a_file():
+    parsed = parsing.parse(
         Train, "train", ["--patience", "None"], default=Train(TrainConfig(patience=3))
     )
-    assert found.config == TrainConfig()
+    assert parsed.config == TrainConfig()
 
 
-def test_both_ways_to_start_it():
+def test_module_and_entry_point_start_the_program():
     for command in (
         ["-m", "iwae"],
         ["-c", "import sys; from iwae.cli import main; sys.exit(main())"],
@@ -163,7 +163,7 @@ def test_both_ways_to_start_it():
         assert re.fullmatch(r"iwae \d+\.\d+\.\d+\n", done.stdout)
 
 
-INTERRUPTED = """
+INTERRUPTED_IMPORT = """
 import sys
 
 class Interrupt:
@@ -178,9 +178,9 @@ sys.exit(main())
 """
 
 
-def test_ctrl_c_is_no_traceback_while_modules_are_imported():
+def test_ctrl_c_during_imports_gives_no_traceback():
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False
+        [sys.executable, "-c", INTERRUPTED_IMPORT], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
@@ -196,13 +196,13 @@ def test_ctrl_c_in_a_finaliser_is_not_lost(monkeypatch, capsys, then, status, er
 
     def work(_):
         Trap()
-        if then == "breaks":  # as by a module of which only half was imported
+        if then == "breaks":  # as a partially imported module does
             raise AttributeError("partially initialized module")
         time.sleep(30 * (then == "waits"))
         return 0
 
     monkeypatch.setitem(COMMANDS, "presets", COMMANDS["presets"]._replace(run=work))
-    # In the background of a shell, Python finds that SIGINT is ignored, and leaves it so.
+    # In the background of a shell SIGINT is ignored, and Python leaves it so.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         assert main(["presets"]) == status
@@ -213,7 +213,7 @@ def test_ctrl_c_in_a_finaliser_is_not_lost(monkeypatch, capsys, then, status, er
 
 
 @pytest.mark.parametrize(("handler", "sent"), [(signal.SIG_DFL, []), (lambda *_: None, [5])])
-def test_a_lost_interrupt_is_not_sent_without_a_handler(monkeypatch, handler, sent):
+def test_lost_interrupt_is_resent_only_to_a_python_handler(monkeypatch, handler, sent):
     calls = []
     monkeypatch.setattr(signal, "getsignal", lambda _: handler)
     monkeypatch.setattr(signal, "pthread_kill", lambda thread, _: calls.append(thread))
@@ -222,7 +222,7 @@ def test_a_lost_interrupt_is_not_sent_without_a_handler(monkeypatch, handler, se
 
 
 def jax_options(monkeypatch):
-    """What a command sets up in JAX, instead of setting it up."""
+    """The options that a command sets in JAX, instead of setting them."""
     options = {}
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setattr(jax.config, "update", options.__setitem__)
@@ -230,13 +230,13 @@ def jax_options(monkeypatch):
     return options
 
 
-def test_every_compiled_program_is_kept(monkeypatch, tmp_path):
+def test_every_compiled_program_is_cached(monkeypatch, tmp_path):
     options = jax_options(monkeypatch)
     assert options["jax_compilation_cache_dir"] == str(tmp_path / "cache" / "iwae" / "compiled")
     assert options["jax_persistent_cache_min_compile_time_secs"] == 0
 
 
-def test_programs_not_used_for_longest_leave_a_cache_that_is_too_large(tmp_path):
+def test_oversized_cache_evicts_the_least_recently_used_programs(tmp_path):
     for age, name in enumerate(("new", "read", "old")):
         (tmp_path / name).write_bytes(bytes(100))
         os.utime(tmp_path / name, (1e9 - 100 * age,) * 2)
@@ -247,12 +247,12 @@ def test_programs_not_used_for_longest_leave_a_cache_that_is_too_large(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"new", "read"}
 
 
-def test_where_compiled_programs_cannot_be_kept_they_are_not(monkeypatch, tmp_path):
+def test_unusable_cache_folder_disables_the_compilation_cache(monkeypatch, tmp_path):
     (tmp_path / "cache").touch()
     assert "jax_compilation_cache_dir" not in jax_options(monkeypatch)
 
 
-def test_presets_show_published_numbers_and_what_they_need(iwae):
+def test_presets_show_published_numbers_and_prerequisites(iwae):
     _, out, _ = iwae("presets")
     assert len(out.splitlines()) == len(PRESETS)
     _, out, _ = iwae("presets", "table[12]/*50")
@@ -261,7 +261,7 @@ def test_presets_show_published_numbers_and_what_they_need(iwae):
     assert "--init-from a run of table1/mnist/1l/vae-k1" in out
 
 
-def test_a_reader_that_has_seen_enough_is_no_error():
+def test_closed_output_pipe_is_not_an_error():
     script = "import sys; from iwae.cli import main; sys.exit(main(['presets']))"
     with subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -271,11 +271,11 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     assert process.returncode == 141
 
 
-# From words to a configuration
+# From arguments to a configuration
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("arguments", "expected"),
     [
         (
             "--dataset mnist --objective iwae --k 50 --layers 2 --epochs 10 --replicates 3",
@@ -296,9 +296,9 @@ def test_a_reader_that_has_seen_enough_is_no_error():
         ),
     ],
 )
-def test_options_become_a_configuration(iwae, monkeypatch, tmp_path, words, expected):
-    calls = chosen(monkeypatch)
-    assert iwae("train", *words.split(), "--out", tmp_path / "run")[0] == 0
+def test_options_set_the_configuration(iwae, monkeypatch, tmp_path, arguments, expected):
+    calls = record_training_calls(monkeypatch)
+    assert iwae("train", *arguments.split(), "--out", tmp_path / "run")[0] == 0
     ((name, config, run, data_dir),) = calls
     assert (name, run, data_dir) == ("start", tmp_path / "run", None)
     assert {field: getattr(config, field) for field in expected} == expected
@@ -308,7 +308,7 @@ STAGES = "iwae k=5 epochs=3, iwae k=50 backward=8 epochs=2"
 
 
 @pytest.mark.parametrize(
-    ("words", "epochs"),
+    ("arguments", "epochs"),
     [
         (("--stages", STAGES), 5),
         ((f"--stages={STAGES}",), 5),
@@ -317,37 +317,44 @@ STAGES = "iwae k=5 epochs=3, iwae k=50 backward=8 epochs=2"
         (("--stages", STAGES, "--epochs=1"), 1),
     ],
 )
-def test_stages_have_their_own_epochs_unless_told(iwae, monkeypatch, tmp_path, words, epochs):
-    calls = chosen(monkeypatch)
-    assert iwae("train", *words, "--out", tmp_path / "run")[0] == 0
+def test_stages_determine_the_epochs_unless_given(iwae, monkeypatch, tmp_path, arguments, epochs):
+    calls = record_training_calls(monkeypatch)
+    assert iwae("train", *arguments, "--out", tmp_path / "run")[0] == 0
     ((_, config, *_),) = calls
     assert config.epochs == epochs
     assert config.stages == stages_from_text(STAGES)
 
 
 def test_epochs_stretch_the_stages_of_a_file(iwae, monkeypatch, tmp_path):
-    calls = chosen(monkeypatch)
+    calls = record_training_calls(monkeypatch)
     write_config(TrainConfig(stages=stages_from_text(STAGES)), tmp_path / "own.toml")
-    words = ("train", tmp_path / "own.toml", "--out", tmp_path / "run")
+    arguments = ("train", tmp_path / "own.toml", "--out", tmp_path / "run")
     for more in ((), ("--epochs", "10"), ("--stages", "epochs=4"), ("--backward", "3")):
-        assert iwae(*words, *more)[0] == 0
+        assert iwae(*arguments, *more)[0] == 0
     assert [config.epochs for _, config, *_ in calls] == [5, 10, 4, 5]
     assert [config.backward for _, config, *_ in calls] == [None, None, None, 3]
     assert calls[1][1].stage_epochs() == (6, 4)
 
 
-def test_options_change_what_an_experiment_file_says(iwae, monkeypatch, tmp_path):
-    calls = chosen(monkeypatch)
+def test_options_override_the_experiment_file(iwae, monkeypatch, tmp_path):
+    calls = record_training_calls(monkeypatch)
     small.write_config(tmp_path / "experiment.toml")
-    words = ("train", tmp_path / "experiment.toml", "--out", tmp_path / "run", "--data-dir", "d")
-    assert iwae(*words)[0] == iwae(*words, "--k", "5")[0] == 0
+    arguments = (
+        "train",
+        tmp_path / "experiment.toml",
+        "--out",
+        tmp_path / "run",
+        "--data-dir",
+        "d",
+    )
+    assert iwae(*arguments)[0] == iwae(*arguments, "--k", "5")[0] == 0
     assert calls[0][1] == small.config()
     assert calls[1][1] == small.config(k=5)
     assert str(calls[0][3]) == "d"
 
 
-def test_resume_goes_to_the_run(iwae, monkeypatch):
-    calls = chosen(monkeypatch)
+def test_resume_option_resumes_the_run(iwae, monkeypatch):
+    calls = record_training_calls(monkeypatch)
     assert iwae("train", "--resume", "run")[0] == 0
     assert iwae("train", "--resume", "run", "--stage", "3", "--data-dir", "d")[0] == 0
     assert [(name, str(run), stage) for name, run, _, stage in calls] == [
@@ -356,9 +363,9 @@ def test_resume_goes_to_the_run(iwae, monkeypatch):
     ]
 
 
-# What is wrong
+# Errors
 
-WRONG = [
+ERRORS = [
     ("nonsense", "unknown command 'nonsense'; known: train, evaluate"),
     ("trian", "unknown command 'trian'; did you mean 'train'?"),
     ("train", "name a folder for the run: --out RUN"),
@@ -462,20 +469,22 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), WRONG, ids=[words for words, _ in WRONG])
-def test_mistakes_are_named_without_a_traceback(iwae, tmp_path, words, message):
+@pytest.mark.parametrize(
+    ("arguments", "message"), ERRORS, ids=[arguments for arguments, _ in ERRORS]
+)
+def test_mistakes_are_reported_without_a_traceback(iwae, tmp_path, arguments, message):
     binary = tmp_path / "folder" / "binary"
     binary.parent.mkdir()
     binary.write_bytes(b"\x89PNG\r\n\x1a\n\x00")
     binary.with_suffix(".npy").write_bytes(b"\x93NUMPY\x01\x00\xff")
-    places = {
+    paths = {
         "new": tmp_path / "new",
         "folder": binary.parent,
         "binary": binary,
         "run": finished(),
         "unvalidated": small.unvalidated(),
     }
-    status, out, err = iwae(*words.format(**places).split())
+    status, out, err = iwae(*arguments.format(**paths).split())
     assert status == 2
     assert message in " ".join(re.sub("[│─╭╮╰╯]", " ", err).split())
     assert "Traceback" not in err
@@ -485,7 +494,7 @@ def test_mistakes_are_named_without_a_traceback(iwae, tmp_path, words, message):
     assert not (tmp_path / "new").exists()
 
 
-def test_what_the_system_refuses_is_one_line(iwae, tmp_path):
+def test_system_error_is_one_line(iwae, tmp_path):
     (tmp_path / "file").touch()
     config = tmp_path / "experiment.toml"
     small.write_config(config)
@@ -506,35 +515,35 @@ def test_what_the_system_refuses_is_one_line(iwae, tmp_path):
         RuntimeError("can't start new thread"),
     ],
 )
-def test_too_little_memory_is_one_line(iwae, tmp_path, monkeypatch, error):
-    monkeypatch.setattr(start_and_resume, "start_run", lambda *_, **__: raised(error))
+def test_out_of_memory_is_one_line(iwae, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(start_and_resume, "start_run", lambda *_, **__: failing_training(error))
     status, out, err = iwae("train", "--out", tmp_path / "run")
     assert (status, out) == (1, "")
     assert err == "iwae: out of memory: choose a smaller k, batch size or model\n"
 
 
-def test_faults_of_the_program_are_not_hidden(iwae, tmp_path, monkeypatch):
-    for kind in (jax.errors.JaxRuntimeError, RuntimeError, SystemError):
-        error = kind("INTERNAL: something")
+def test_internal_errors_are_not_hidden(iwae, tmp_path, monkeypatch):
+    for error_type in (jax.errors.JaxRuntimeError, RuntimeError, SystemError):
+        error = error_type("INTERNAL: something")
         monkeypatch.setattr(
-            start_and_resume, "start_run", lambda *_, error=error, **__: raised(error)
+            start_and_resume, "start_run", lambda *_, error=error, **__: failing_training(error)
         )
-        with pytest.raises(kind, match="something"):
+        with pytest.raises(error_type, match="something"):
             iwae("train", "--out", tmp_path / "run")
 
 
-def raised(error):
+def failing_training(error):
     yield from ()
     raise error
 
 
-def test_a_run_that_breaks_has_status_one_and_says_where(iwae, tmp_path, monkeypatch):
+def test_diverged_run_has_status_1_and_names_the_checkpoints(iwae, tmp_path, monkeypatch):
     state, best = small.newest(finished())[:2]
     error = NonFiniteError("training stopped at step 7: the bound is not finite", state, best)
 
     def broken(*_, **__):
         (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-        yield from raised(error)
+        yield from failing_training(error)
 
     monkeypatch.setattr(start_and_resume, "start_run", broken)
     status, out, err = iwae("train", "--out", tmp_path / "run")
@@ -545,7 +554,7 @@ def test_a_run_that_breaks_has_status_one_and_says_where(iwae, tmp_path, monkeyp
     )
 
 
-def test_a_result_that_is_not_a_number_has_status_one(iwae, tmp_path):
+def test_nan_likelihood_has_status_1(iwae, tmp_path):
     model = load_model(finished() / "models" / "final-0")
     broken = eqx.tree_at(lambda m: m.encoder[0].log_scale.bias, model, jnp.full(2, 1e3))
     status, out, err = iwae("evaluate", small.run_from_models(tmp_path / "run", [broken]), "--k", 5)
@@ -555,7 +564,7 @@ def test_a_result_that_is_not_a_number_has_status_one(iwae, tmp_path):
 
 # Train, evaluate, figures
 
-ASKED = {
+RECORD_KEYS = {
     *("log_likelihood", "stderr", "n", "k", "split", "dataset", "test_sha256"),
     "active_units",
 }
@@ -567,7 +576,7 @@ def experiment(tmp_path):
     return tmp_path / "experiment.toml"
 
 
-def test_training_says_how_it_goes_and_where_the_models_are(iwae, experiment, tmp_path):
+def test_training_reports_progress_and_the_model_folder(iwae, experiment, tmp_path):
     status, out, err = iwae("train", experiment, "--out", tmp_path / "run", "--verbose")
     run = tmp_path / "run"
     assert status == 0
@@ -575,12 +584,12 @@ def test_training_says_how_it_goes_and_where_the_models_are(iwae, experiment, tm
     where, rising = out.splitlines()
     assert where == f"trained models are in {run}/models; measure them with: {measure}"
     assert rising.startswith("the validation bound was still rising, by 0.")
-    *told, _, _, _, _ = err.splitlines()
-    lines = err.splitlines()[len(told) :]
-    assert told[0].startswith("pictures.npz: 400 rows of 4 x 4 values, taken as bernoulli")
-    assert any("300 to train, 50 to validate, 50 to test" in line for line in told)
-    assert told[-2].startswith("training: 4 epochs of 30 steps with 10 rows")
-    assert told[-1].startswith("time: about ")
+    *header, _, _, _, _ = err.splitlines()
+    lines = err.splitlines()[len(header) :]
+    assert header[0].startswith("pictures.npz: 400 rows of 4 x 4 values, taken as bernoulli")
+    assert any("300 to train, 50 to validate, 50 to test" in line for line in header)
+    assert header[-2].startswith("training: 4 epochs of 30 steps with 10 rows")
+    assert header[-1].startswith("time: about ")
     for number, line in enumerate(lines, 1):
         pattern = rf"epoch {number}, \d+ steps/s, bound -\d+\.\d\d, validation -\d+\.\d\d(, .*)?"
         assert re.fullmatch(pattern, line)
@@ -588,7 +597,7 @@ def test_training_says_how_it_goes_and_where_the_models_are(iwae, experiment, tm
     assert (status, out, err) == (0, "", "")
 
 
-def test_quiet_is_quiet_and_lines_are_few_by_default(iwae, experiment, tmp_path):
+def test_quiet_prints_nothing_and_the_default_few_lines(iwae, experiment, tmp_path):
     assert iwae("train", experiment, "--out", tmp_path / "quiet", "--quiet") == (0, "", "")
     _, _, err = iwae("train", experiment, "--out", tmp_path / "plain", "--epochs", 2)
     line = err.splitlines()[-1]
@@ -596,27 +605,27 @@ def test_quiet_is_quiet_and_lines_are_few_by_default(iwae, experiment, tmp_path)
     assert err.count("epoch ") == 1
 
 
-def test_json_is_exactly_one_object(iwae):
+def test_json_output_is_exactly_one_object(iwae):
     status, out, _ = iwae("evaluate", finished(), "--k", 5, 1, "--json")
     assert status == 0
     record = json.loads(out, parse_constant=pytest.fail)
     assert out.count("\n") == 1
-    assert record.keys() >= ASKED
+    assert record.keys() >= RECORD_KEYS
     assert (record["n"], record["k"], record["split"]) == (50, 5, "test")
     assert record["active_units"] == [2]
     assert record == json.loads((finished() / "evaluations" / "test-final-k5.json").read_text())
 
 
 @pytest.mark.slow
-def test_json_of_replicates_lists_what_is_asked_of_each(iwae):
+def test_json_output_lists_the_results_of_each_replicate(iwae):
     run = finished(replicates=2, **PATIENT)
     status, out, _ = iwae("evaluate", run, "--k", 5, "--json", "--weights", "best")
     record = json.loads(out, parse_constant=pytest.fail)
     assert status == 0
-    assert record.keys() >= ASKED | {"between_replicates_sd"}
+    assert record.keys() >= RECORD_KEYS | {"between_replicates_sd"}
     assert len(record["replicates"]) == 2
     for one in record["replicates"]:
-        assert one.keys() >= ASKED
+        assert one.keys() >= RECORD_KEYS
     status, out, _ = iwae("evaluate", run, "--k", 5, "--weights", "best")
     first, *_, last, hint = out.splitlines()
     assert first == "pictures.npz test, 50 examples, best weights; nats per example"
@@ -629,7 +638,7 @@ def test_json_of_replicates_lists_what_is_asked_of_each(iwae):
     assert hint.endswith("iwae evaluate RUN --k 50 --binarizations 8 --weights best")
 
 
-def test_the_result_in_words_has_the_standard_error(iwae):
+def test_text_output_includes_the_standard_error(iwae):
     status, out, err = iwae("evaluate", finished(), "--k", 5, 1)
     assert (status, err) == (0, "")
     number = r"-\d+\.\d{3} \+- \d+\.\d{3}  \(effective sample size \d+\.\d"
@@ -652,25 +661,25 @@ def test_one_example_has_no_standard_error(iwae):
 
 
 @pytest.mark.slow
-def test_figures_prints_the_files_that_it_drew(iwae):
+def test_figures_prints_the_files_it_drew(iwae):
     status, out, _ = iwae("figures", finished())
     assert status == 0
     assert len(out.splitlines()) >= 10
     assert set(out.splitlines()) == {str(path) for path in (finished() / "figures").iterdir()}
 
 
-def test_data_that_are_bundled_are_verified(iwae):
+def test_bundled_data_are_verified(iwae):
     status, out, _ = iwae("data", "verify", "digits")
     assert status == 0
     assert out.startswith("ok  digits: ")
 
 
-def test_data_that_are_bundled_need_not_be_fetched(iwae):
-    words = "digits comes with iwae: there is nothing to fetch\n"
-    assert iwae("data", "fetch", "digits") == (0, words, "")
+def test_bundled_data_need_no_fetching(iwae):
+    message = "digits comes with iwae: there is nothing to fetch\n"
+    assert iwae("data", "fetch", "digits") == (0, message, "")
 
 
-def test_data_that_are_damaged_are_said_to_be(iwae, tmp_path):
+def test_damaged_data_are_reported(iwae, tmp_path):
     (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\x00\x00\x08\x03")
     status, out, err = iwae("data", "verify", "mnist", "--data-dir", tmp_path)
     assert (status, err) == (1, "")
@@ -685,7 +694,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_shows_a_bar(monkeypatch):
+def test_terminal_shows_a_progress_bar(monkeypatch):
     reports = [
         Report(
             *(30 * e, e, True, 30, np.array([-9.5]), {}, np.array([-9.0])),
@@ -702,16 +711,16 @@ def test_a_terminal_shows_a_bar(monkeypatch):
     assert "replicate 0, k=5" in sys.stderr.getvalue()
 
 
-def test_without_a_terminal_there_are_no_control_characters(iwae, experiment, tmp_path):
+def test_output_without_a_terminal_has_no_control_characters(iwae, experiment, tmp_path):
     _, out, err = iwae("train", experiment, "--out", tmp_path / "run", "--epochs", 1)
     assert (out + err).replace("\n", "").isprintable()
 
 
-# Other methods
+# Other evaluation methods
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (
             "--temperatures 50",
@@ -729,11 +738,13 @@ def test_without_a_terminal_there_are_no_control_characters(iwae, experiment, tm
         ("--method ais --schedule NUMBERS", "temperatures is 3; a tenth of them"),
     ],
 )
-def test_options_that_do_not_go_with_a_method_are_refused(iwae, tmp_path, words, message):
+def test_options_incompatible_with_a_method_are_refused(iwae, tmp_path, arguments, message):
     (tmp_path / "WORDS").write_text("0 half 1")
     (tmp_path / "NUMBERS").write_text("0, 0.5\n1")
-    words = [tmp_path / word if word.isupper() else word for word in words.split()]
-    status, out, err = iwae("evaluate", finished(), *words)
+    arguments = [
+        tmp_path / argument if argument.isupper() else argument for argument in arguments.split()
+    ]
+    status, out, err = iwae("evaluate", finished(), *arguments)
     assert (status, out) == (2, "")
     assert err.count("\n") == 1
     assert message in err
@@ -741,58 +752,58 @@ def test_options_that_do_not_go_with_a_method_are_refused(iwae, tmp_path, words,
 
 @pytest.fixture(scope="module")
 def annealed(tmp_path_factory):
-    """A run of this module's own, for records that others need not see."""
+    """A copy of a run for this module alone, which keeps its records from other tests."""
     return small.unmeasured(finished(), tmp_path_factory.mktemp("annealed") / "run")
 
 
 @pytest.mark.slow
-def test_annealing_says_how_sure_it_is(iwae, annealed):
+def test_annealing_reports_its_uncertainty(iwae, annealed):
     path = "--temperatures", 20, "--chains", 4, "--leapfrog", 2
     status, out, err = iwae("evaluate", annealed, "--method", "bdmc", "--examples", 10, *path)
     assert (status, err) == (0, "")
     gap = r"between -\S+ \+- \S+ and -\S+ \+- \S+, gap -?\S+ \+- \S+"
     rows = ("annealing", "annealing, reverse among forward chains", "5000 importance samples")
     assert re.search("".join(rf"  {row}: +{gap}\n" for row in rows), out)
-    words = "evaluate", annealed, "--method", "ais", "--examples", 20, *path
-    status, out, err = iwae(*words, "--json")
+    arguments = "evaluate", annealed, "--method", "ais", "--examples", 20, *path
+    status, out, err = iwae(*arguments, "--json")
     record = json.loads(out, parse_constant=pytest.fail)
     assert (status, err) == (0, "")
-    assert record.keys() >= ASKED
+    assert record.keys() >= RECORD_KEYS
     assert (record["n"], record["verdict"]["bdmc_gap"]) == (20, pytest.approx(0, abs=1))
-    status, out, _ = iwae(*words)
+    status, out, _ = iwae(*arguments)
     assert out.startswith("pictures.npz test, 20 examples (a random subset")
-    shown = record.get("whole") or record  # the run may have been measured on all examples
+    shown = record.get("whole") or record  # the run may have been evaluated on all examples
     assert f"AIS_20 = {shown['log_likelihood']:.3f} +- {shown['stderr']:.3f}" in out
     assert f"{record['verdict']['word']} (tolerance 0.5): {record['verdict']['reason']}" in out
 
 
 @pytest.mark.slow
-def test_a_curve_is_announced(iwae, annealed):
-    words = "--temperatures", 8, "--chains", 2, "--leapfrog", 2, "--examples", 4
-    status, out, _ = iwae("evaluate", annealed, "--method", "rate-distortion", *words)
+def test_rate_distortion_curve_is_summarised(iwae, annealed):
+    arguments = "--temperatures", 8, "--chains", 2, "--leapfrog", 2, "--examples", 4
+    status, out, _ = iwae("evaluate", annealed, "--method", "rate-distortion", *arguments)
     assert status == 0
     assert "at beta = 1: -" in out
 
 
 @pytest.mark.slow
-def test_information_splits_the_gap_where_it_can(iwae, annealed):
-    words = "evaluate", annealed, "--method", "information"
+def test_information_decomposes_the_gap_where_log_p_is_known(iwae, annealed):
+    arguments = "evaluate", annealed, "--method", "information"
     iwae("evaluate", annealed, "--k", 5)
     path = "--temperatures", 20, "--chains", 4, "--leapfrog", 2
     iwae("evaluate", annealed, "--method", "ais", "--examples", 20, *path)
-    record = json.loads(iwae(*words, "--json")[1])
+    record = json.loads(iwae(*arguments, "--json")[1])
     assert record["log_likelihood"] == pytest.approx(-record["rate"] - record["distortion"])
     noise = record["mutual_information_lower_stderr"] + record["mutual_information_upper_stderr"]
     assert record["mutual_information_lower"] < record["mutual_information_upper"] + 3 * noise
     gap = record["gap"]
     assert (gap["n"], gap["bound"], gap["log_p"]) == (20, "L_5", "AIS_20")
     assert gap["total"] == pytest.approx(gap["recovered"] + gap["remaining"])
-    status, out, _ = iwae(*words)
+    status, out, _ = iwae(*arguments)
     assert status == 0
     assert f"AIS_20 - ELBO = {gap['total']:.3f} +- " in out
 
 
-def test_runs_are_compared_in_a_table(iwae, annealed, tmp_path):
+def test_compare_prints_a_table_of_runs(iwae, annealed, tmp_path):
     iwae("evaluate", annealed, "--k", 5)
     status, out, _ = iwae("compare", annealed, annealed, "--estimator", "L_5")
     assert status == 0
@@ -805,12 +816,12 @@ def test_runs_are_compared_in_a_table(iwae, annealed, tmp_path):
     table = tmp_path / "table.csv"
     status, out, _ = iwae("compare", annealed, annealed, "--json", "--csv", table)
     assert table.read_text().count(",L_5,5,") == 2  # the same run twice
-    assert json.loads(out)["n"] == 50  # twenty annealed are too few to be preferred
+    assert json.loads(out)["n"] == 50  # 20 annealed examples are too few to be preferred
     assert iwae("compare", annealed)[0] == 2
 
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_an_evaluation_that_is_stopped_says_that_it_goes_on(
+def test_stopped_evaluation_says_how_to_resume(
     iwae, annealed, monkeypatch, ctrl_c, number, expected
 ):
     def stopped(*_, **__):
@@ -827,7 +838,7 @@ def test_an_evaluation_that_is_stopped_says_that_it_goes_on(
 # Objectives and gradients
 
 
-def test_objectives_are_listed_with_what_goes_with_them(iwae):
+def test_objectives_are_listed_with_their_gradients_and_options(iwae):
     status, out, err = iwae("objectives")
     assert (status, err) == (0, "")
     for name, entry in {**OBJECTIVES, **GRADIENTS}.items():
@@ -843,8 +854,8 @@ def test_objectives_are_listed_with_what_goes_with_them(iwae):
     )
 
 
-def test_what_does_not_go_together_is_refused_before_anything_is_written(iwae, tmp_path):
-    words = "--dataset", small.pictures(), "--out", tmp_path / "run"
+def test_incompatible_options_are_refused_before_anything_is_written(iwae, tmp_path):
+    arguments = "--dataset", small.pictures(), "--out", tmp_path / "run"
     for options, reason in {
         ("--objective", "rws", "--gradient", "dreg"): "use it with iwae, miwae",
         ("--objective", "miwae"): "miwae needs m, e.g. m = 8",
@@ -853,19 +864,19 @@ def test_what_does_not_go_together_is_refused_before_anything_is_written(iwae, t
         ("--objective", "aiwae", "--encoder-objective", "elbo-analytic", "--layers", 2): "closed",
         ("--kl-warmup", 9, "--epochs", 3): "kl_warmup is 9, but epochs is 3: reduce it",
     }.items():
-        status, out, err = iwae("train", *words, *options)
+        status, out, err = iwae("train", *arguments, *options)
         assert (status, out) == (2, "")
         assert reason in err
         assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-def test_an_objective_is_declared_in_words(iwae, tmp_path):
+def test_objective_is_declared_by_options(iwae, tmp_path):
     run = tmp_path / "run"
-    words = "--objective", "ciwae", "--k", 3, "--beta", "learned", "--gradient", "dreg"
+    arguments = "--objective", "ciwae", "--k", 3, "--beta", "learned", "--gradient", "dreg"
     sizes = "--latent-sizes", 2, "--hidden-sizes", 5, "--epochs", 2, "--batch-size", 10
     quiet = "--quiet", "--out", run
-    status, out, err = iwae("train", "--dataset", small.pictures(), *words, *sizes, *quiet)
+    status, out, err = iwae("train", "--dataset", small.pictures(), *arguments, *sizes, *quiet)
     assert (status, out, err) == (0, "", "")
     config = tomllib.loads((run / "config.toml").read_text())
     assert (config["beta"], config["gradient"]) == ("learned", "dreg")
@@ -874,10 +885,10 @@ def test_an_objective_is_declared_in_words(iwae, tmp_path):
 
 
 @pytest.mark.slow
-def test_gradients_are_measured(iwae, tmp_path):
+def test_gradients_command_compares_estimators(iwae, tmp_path):
     run = small.unmeasured(finished(), tmp_path / "run")
-    words = "gradients", run, "--k", 4, 1, "--gradients", "reparam", "dreg"
-    status, out, _ = iwae(*words, "--draws", 100, "--examples", 5, "--json", "--quiet")
+    arguments = "gradients", run, "--k", 4, 1, "--gradients", "reparam", "dreg"
+    status, out, _ = iwae(*arguments, "--draws", 100, "--examples", 5, "--json", "--quiet")
     record = json.loads(out, parse_constant=pytest.fail)
     assert status == 0
     (stem,) = {path.stem for path in (run / "evaluations").iterdir()}
@@ -894,20 +905,22 @@ def test_gradients_are_measured(iwae, tmp_path):
     assert abs(other["decoder"]["bias"]["z"]) < record["biased_above"]
     assert other["decoder"]["snr"] == pytest.approx(rows[2]["groups"]["decoder"]["snr"], rel=1e-3)
     assert {(one["group"], one["gradient"]) for one in record["slopes"]} >= {("decoder", "dreg")}
-    status, out, _ = iwae(*words, "--draws", 100, "--examples", 5, "--objective", "elbo", "--quiet")
+    status, out, _ = iwae(
+        *arguments, "--draws", 100, "--examples", 5, "--objective", "elbo", "--quiet"
+    )
     assert (status, out) == (2, "")  # the elbo has no dreg
-    status, out, _ = iwae(*words[:2], "--k", 1, *words[5:7], "--draws", 20, "--examples", 5)
+    status, out, _ = iwae(*arguments[:2], "--k", 1, *arguments[5:7], "--draws", 20, "--examples", 5)
     assert re.search(r"  k = 1, reparam: [\d.]+ ms, [\d.]+ MiB\n    encoder 1  signal/noise ", out)
-    assert iwae(*words, "--draws", 15)[2] == (
+    assert iwae(*arguments, "--draws", 15)[2] == (
         "iwae: draws is 15; give a multiple of 10, at least 20\n"
     )
 
 
 @pytest.mark.slow
-def test_gradients_of_another_objective_take_its_options(iwae, tmp_path):
+def test_gradients_of_another_objective_accept_its_options(iwae, tmp_path):
     run = small.unmeasured(finished(), tmp_path / "run")
-    words = "gradients", run, "--k", 2, "--draws", 20, "--examples", 3, "--quiet"
-    status, out, _ = iwae(*words, "--objective", "miwae", "--m", 2, "--json")
+    arguments = "gradients", run, "--k", 2, "--draws", 20, "--examples", 3, "--quiet"
+    status, out, _ = iwae(*arguments, "--objective", "miwae", "--m", 2, "--json")
     assert status == 0
     names = [row["gradient"] for row in json.loads(out)["rows"]]
     assert names == ["reparam", "stl", "dreg", "gdreg"]  # vimco must be named
@@ -918,19 +931,20 @@ def test_gradients_of_another_objective_take_its_options(iwae, tmp_path):
         ("--objective", "rws", "--gradients", "score", "--k", 1): "needs k of at least 2",
         ("--k",): "name at least one k",
     }.items():
-        status, out, err = iwae(*words, *options)
+        status, out, err = iwae(*arguments, *options)
         assert (status, out) == (2, "")
         assert reason in err
 
 
 @pytest.mark.slow
-def test_gradients_that_do_not_go_with_a_k_are_left_out(iwae, tmp_path):
+def test_gradients_incompatible_with_a_k_are_skipped(iwae, tmp_path):
     run = small.unmeasured(finished(), tmp_path / "run")
-    words = "gradients", run, "--k", 1, 2, "--draws", 20, "--examples", 3, "--quiet", "--json"
-    status, out, _ = iwae(*words, "--objective", "rws")
+    arguments = "gradients", run, "--k", 1, 2, "--draws", 20, "--examples", 3, "--quiet", "--json"
+    status, out, _ = iwae(*arguments, "--objective", "rws")
     assert status == 0
-    assert [row["k"] for row in json.loads(out)["rows"]] == [2, 2]  # one weight teaches nothing
-    status, out, _ = iwae(*words, "--objective", "tvo")
+    # A single weight gives no gradient.
+    assert [row["k"] for row in json.loads(out)["rows"]] == [2, 2]
+    status, out, _ = iwae(*arguments, "--objective", "tvo")
     pairs = {(row["k"], row["gradient"]) for row in json.loads(out)["rows"]}
     assert (status, (1, "score") in pairs, (2, "score") in pairs) == (0, False, True)
     (path,) = (run / "evaluations").glob("*tvo*.npz")
@@ -945,65 +959,65 @@ def test_gradients_that_do_not_go_with_a_k_are_left_out(iwae, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_cell_is_reproduced_on_a_shortened_schedule(iwae, tmp_path):
-    out = ("--epochs-scale", "0.005", "--out", str(tmp_path / "out"))
-    status, told, _ = iwae("reproduce", "run", "camel/vae-k1", *out, "--dry-run")
+def test_cell_is_reproduced_on_a_shortened_schedule(iwae, tmp_path):
+    options = ("--epochs-scale", "0.005", "--out", str(tmp_path / "out"))
+    status, out, _ = iwae("reproduce", "run", "camel/vae-k1", *options, "--dry-run")
     assert (status, (tmp_path / "out").exists()) == (0, False)
-    assert re.search(r"shortened-0.005/camel/vae-k1/seed-0 +waiting", told)
-    status, told, errors = iwae("reproduce", "run", "camel/vae-k1", *out)
-    assert (status, told) == (0, "shortened-0.005/camel/vae-k1/seed-0: done\n")
-    assert "(1 of 1)" in errors
-    status, told, errors = iwae("reproduce", "run", "camel/vae-k1", *out, "--quiet")
-    assert (status, told, errors) == (0, "shortened-0.005/camel/vae-k1/seed-0: done\n", "")
-    _, told, _ = iwae("reproduce", "status", *out)
-    assert re.fullmatch(r"shortened-0.005/camel/vae-k1/seed-0 +done +epoch 1 of 1\n", told)
-    _, told, _ = iwae("reproduce", "table", "camel", *out)
-    assert "no reproduction" in told
-    assert re.search(r"camel/vae-k1 +\| \d\.\d{3} ± 0\.\d{3} +\|", told)
-    _, told, _ = iwae("reproduce", "list", "camel/vae-k1", *out)
-    assert re.search(r"camel/vae-k1 +published +- +ours +\d\.\d\d ", told)
+    assert re.search(r"shortened-0.005/camel/vae-k1/seed-0 +waiting", out)
+    status, out, err = iwae("reproduce", "run", "camel/vae-k1", *options)
+    assert (status, out) == (0, "shortened-0.005/camel/vae-k1/seed-0: done\n")
+    assert "(1 of 1)" in err
+    status, out, err = iwae("reproduce", "run", "camel/vae-k1", *options, "--quiet")
+    assert (status, out, err) == (0, "shortened-0.005/camel/vae-k1/seed-0: done\n", "")
+    _, out, _ = iwae("reproduce", "status", *options)
+    assert re.fullmatch(r"shortened-0.005/camel/vae-k1/seed-0 +done +epoch 1 of 1\n", out)
+    _, out, _ = iwae("reproduce", "table", "camel", *options)
+    assert "no reproduction" in out
+    assert re.search(r"camel/vae-k1 +\| \d\.\d{3} ± 0\.\d{3} +\|", out)
+    _, out, _ = iwae("reproduce", "list", "camel/vae-k1", *options)
+    assert re.search(r"camel/vae-k1 +published +- +ours +\d\.\d\d ", out)
 
 
-def test_a_folder_without_runs_says_so(iwae, tmp_path):
-    status, told, _ = iwae("reproduce", "status", "--out", str(tmp_path))
-    assert (status, told) == (0, f"no run has started in {tmp_path}\n")
+def test_status_of_a_folder_without_runs_says_so(iwae, tmp_path):
+    status, out, _ = iwae("reproduce", "status", "--out", str(tmp_path))
+    assert (status, out) == (0, f"no run has started in {tmp_path}\n")
 
 
 @pytest.mark.parametrize("action", ["list", "table"])
-def test_a_cell_that_cannot_be_read_is_told_after_the_others(iwae, tmp_path, action):
+def test_unreadable_cell_is_reported_after_the_others(iwae, tmp_path, action):
     run = tmp_path / "camel" / "vae-k1" / "seed-0"
     run.mkdir(parents=True)
     (run / "config.toml").write_text("k = [1")
-    status, told, errors = iwae("reproduce", action, "camel", "--out", str(tmp_path))
+    status, out, err = iwae("reproduce", action, "camel", "--out", str(tmp_path))
     assert status == 1
-    assert re.search(r"camel/vae-k1 .*cannot be read", told)
-    assert re.search(r"camel/iwae-k20 ", told)
-    assert errors.startswith(f"iwae: camel/vae-k1: experiment file {run}/config.toml cannot be")
-    assert errors.count("\n") == 1
+    assert re.search(r"camel/vae-k1 .*cannot be read", out)
+    assert re.search(r"camel/iwae-k20 ", out)
+    assert err.startswith(f"iwae: camel/vae-k1: experiment file {run}/config.toml cannot be")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.slow
-def test_a_sweep_trains_all_combinations(iwae, tmp_path):
+def test_sweep_trains_all_combinations(iwae, tmp_path):
     (tmp_path / "s.toml").write_text(
         f'dataset = "{small.pictures()}"\nlatent_sizes = [2]\nhidden_sizes = [[5]]\n'
         "batch_size = 10\nepochs = 1\nvalidation = 50\nk = [1, 2]\nseed = [0, 1]\n"
     )
-    words = ("sweep", str(tmp_path / "s.toml"), "--out", str(tmp_path / "out"), "--k", "3", "2")
-    status, told, _ = iwae(*words, "--budget", "0s")
-    assert (status, told) == (
+    arguments = ("sweep", str(tmp_path / "s.toml"), "--out", str(tmp_path / "out"), "--k", "3", "2")
+    status, out, _ = iwae(*arguments, "--budget", "0s")
+    assert (status, out) == (
         0,
         "k=1,seed=0-1: stopped: the time is up\nk=2,seed=0-1: stopped: the time is up\n",
     )
-    status, told, _ = iwae(*words)
-    assert (status, told) == (0, "k=1,seed=0-1: done\nk=2,seed=0-1: done\n")
-    status, told, _ = iwae("compare", *(str(tmp_path / "out" / f"k={k},seed=0-1") for k in (1, 2)))
+    status, out, _ = iwae(*arguments)
+    assert (status, out) == (0, "k=1,seed=0-1: done\nk=2,seed=0-1: done\n")
+    status, out, _ = iwae("compare", *(str(tmp_path / "out" / f"k={k},seed=0-1") for k in (1, 2)))
     assert status == 0
-    assert "L_3" in told
+    assert "L_3" in out
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(len(cores_for_jax()) < 2, reason="two workers need two cores")
-def test_workers_share_a_sweep_out(iwae, tmp_path, monkeypatch):
+def test_workers_share_a_sweep(iwae, tmp_path, monkeypatch):
     commands, popen = set(), subprocess.Popen
 
     def begin(line, *, env=None, **options):
@@ -1016,35 +1030,35 @@ def test_workers_share_a_sweep_out(iwae, tmp_path, monkeypatch):
         f'dataset = "{small.pictures()}"\nlatent_sizes = [2]\nhidden_sizes = [[5]]\n'
         "batch_size = 10\nepochs = 1\nvalidation = 50\nk = [1, 2, 3]\n"
     )
-    words = ("sweep", str(tmp_path / "s.toml"), "--k", "3", "--out")
-    status, told, _ = iwae(*words, str(tmp_path / "out"), "--workers", "2")
-    assert (status, told) == (0, "k=1: done\nk=2: done\nk=3: done\n")
+    arguments = ("sweep", str(tmp_path / "s.toml"), "--k", "3", "--out")
+    status, out, _ = iwae(*arguments, str(tmp_path / "out"), "--workers", "2")
+    assert (status, out) == (0, "k=1: done\nk=2: done\nk=3: done\n")
     devices = [
         json.loads(path.read_text())["devices"]
         for path in sorted((tmp_path / "out").glob("*/evaluations/*.json"))
     ]
-    assert devices == [len(cores_for_jax()) // 2] * 3  # none was left for this process
+    assert devices == [len(cores_for_jax()) // 2] * 3  # none is reserved for this process
     assert len(commands) == 1
 
 
 @pytest.mark.slow
-def test_a_task_that_fails_is_told_and_makes_the_status_1(iwae, tmp_path, monkeypatch):
+def test_failed_task_is_reported_with_status_1(iwae, tmp_path, monkeypatch):
     (tmp_path / "s.toml").write_text('dataset = ["digits", "nowhere.npy"]\nepochs = 1\nk = 2\n')
-    words = ("sweep", str(tmp_path / "s.toml"), "--out", str(tmp_path / "out"), "--k", "2")
-    status, told, _ = iwae(*words, "--examples", "20")
+    arguments = ("sweep", str(tmp_path / "s.toml"), "--out", str(tmp_path / "out"), "--k", "2")
+    status, out, _ = iwae(*arguments, "--examples", "20")
     assert status == 1
-    assert "dataset=digits: done\n" in told
-    assert re.search(r"dataset=nowhere: failed: .*nowhere\.npy", told)
-    (note,) = (tmp_path / "out" / ".queue").glob("*nowhere*failure*")
-    command, _, _ = note.read_text().partition("\n")
-    note.write_text(f"{command}\nout of paper")
+    assert "dataset=digits: done\n" in out
+    assert re.search(r"dataset=nowhere: failed: .*nowhere\.npy", out)
+    (recorder,) = (tmp_path / "out" / ".queue").glob("*nowhere*failure*")
+    command, _, _ = recorder.read_text().partition("\n")
+    recorder.write_text(f"{command}\nout of paper")
     monkeypatch.setenv("IWAE_COMMAND", command)  # as in another process of the same command
-    status, told, _ = iwae(*words, "--examples", "20")
-    assert "dataset=nowhere: failed: out of paper\n" in told
+    status, out, _ = iwae(*arguments, "--examples", "20")
+    assert "dataset=nowhere: failed: out of paper\n" in out
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["reproduce", "run"], "name the cells"),
         (["reproduce", "run", "tabel1"], "nearest: "),
@@ -1059,25 +1073,25 @@ def test_a_task_that_fails_is_told_and_makes_the_status_1(iwae, tmp_path, monkey
         (["reproduce", "run", "camel", "--out", "file/x"], "cannot be created.*another --out"),
     ],
 )
-def test_wrong_words_to_the_queue(iwae, tmp_path, monkeypatch, words, message):
+def test_invalid_queue_options_are_refused(iwae, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    status, told, errors = iwae(*words)
-    assert (status, told) == (2, "")
-    assert re.search(message, errors)
-    assert "Traceback" not in errors
+    status, out, err = iwae(*arguments)
+    assert (status, out) == (2, "")
+    assert re.search(message, err)
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(
-    ("words", "seconds"),
+    ("text", "seconds"),
     [("2h", 7200), ("90m", 5400), ("1h30m", 5400), ("1.5h", 5400), ("45s", 45)],
 )
-def test_budgets(words, seconds):
-    assert parse_queue_budget(words) == seconds
+def test_budget_is_parsed_into_seconds(text, seconds):
+    assert parse_queue_budget(text) == seconds
 
 
-def test_compilation_is_no_part_of_the_time_left(monkeypatch):
-    """Compilation takes 100 s of them; each other dispatch takes 4 s."""
+def test_time_left_excludes_compilation(monkeypatch):
+    """A dispatch takes 4 s; the one that compiles takes 100 s more."""
     clock = iter([100.0, 104.0, 208.0, 212.0, 216.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     speed, left = progress.Speed(), []

@@ -1,4 +1,4 @@
-"""Configurations and presets: what is valid, what is refused with which words, and round trips."""
+"""Configurations and presets: valid values, error messages and round trips."""
 
 import tomllib
 
@@ -23,9 +23,9 @@ rates = st.floats(0, 10, exclude_min=True)
 
 @st.composite
 def configs(draw):
-    """The values of any valid configuration."""
+    """Draw the values of a valid configuration."""
     values = {
-        "dataset": draw(st.text(max_size=12)),  # of any characters
+        "dataset": draw(st.text(max_size=12)),  # any characters
         "observation": draw(st.sampled_from(["bernoulli", "gaussian", None])),
         "binarization": draw(st.sampled_from(["dynamic", "static", "threshold", "none", None])),
         "validation": draw(st.one_of(st.none(), st.just("authors"), st.integers(1, 10**6))),
@@ -57,7 +57,7 @@ def configs(draw):
 
 
 @given(configs())
-def test_a_configuration_comes_back_from_its_file(tmp_path_factory, values):
+def test_configuration_round_trips_through_its_file(tmp_path_factory, values):
     config = make_config(values, "here")
     path = tmp_path_factory.mktemp("config") / "config.toml"
     write_config(config, path)
@@ -65,7 +65,7 @@ def test_a_configuration_comes_back_from_its_file(tmp_path_factory, values):
     assert tomllib.loads(path.read_text()) == config_toml_values(config)
 
 
-def test_defaults_are_those_of_the_paper():
+def test_defaults_match_the_paper():
     config = TrainConfig()
     assert (config.optimizer, config.schedule, config.epochs) == ("adam", "paper", 3280)
     assert (config.learning_rate, config.batch_size) == (1e-3, 20)
@@ -73,16 +73,16 @@ def test_defaults_are_those_of_the_paper():
     assert TrainConfig(layers=2).sizes() == ((100, 50), ((200, 200), (100, 100)))
 
 
-def test_whole_numbers_are_numbers():
+def test_integers_are_accepted_as_floats():
     assert make_config({"learning_rate": 1, "threshold": 0}, "here").learning_rate == 1.0
 
 
-def test_a_configuration_cannot_be_changed():
+def test_configuration_is_immutable():
     with pytest.raises(ValidationError, match="frozen"):
         TrainConfig().k = 5  # type: ignore[misc]
 
 
-# What is refused
+# Invalid values
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_configuration_cannot_be_changed():
         ({"objective": "elbo-analytic", "layers": 2}, ".* one stochastic layer only"),
     ],
 )
-def test_what_is_wrong_or_contradictory_is_refused_in_one_line(values, message):
+def test_invalid_or_contradictory_values_give_a_one_line_error(values, message):
     with pytest.raises(UserError, match=f"^here: {message}") as caught:
         make_config(values, "here")
     assert "\n" not in str(caught.value)
@@ -153,7 +153,7 @@ def test_what_is_wrong_or_contradictory_is_refused_in_one_line(values, message):
         (b"init_from = 3", "init_from: "),
     ],
 )
-def test_a_file_that_is_no_configuration_is_refused_by_name(tmp_path, content, message):
+def test_invalid_configuration_file_is_refused_by_name(tmp_path, content, message):
     path = tmp_path / "experiment.toml"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
@@ -161,7 +161,7 @@ def test_a_file_that_is_no_configuration_is_refused_by_name(tmp_path, content, m
     assert str(path) in str(caught.value)
 
 
-def test_no_file_and_a_folder_are_refused(tmp_path):
+def test_missing_file_and_folder_are_refused(tmp_path):
     with pytest.raises(UserError, match="no experiment file"):
         read_config(tmp_path / "nowhere.toml")
     with pytest.raises(UserError, match="cannot be read"):
@@ -172,7 +172,7 @@ def test_no_file_and_a_folder_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_is_a_valid_configuration_of_known_names(name):
+def test_every_preset_is_a_valid_configuration(name):
     entry = preset(name)
     config = entry.config()
     assert config.dataset in DATASETS
@@ -182,21 +182,21 @@ def test_every_preset_is_a_valid_configuration_of_known_names(name):
     assert config == make_config(config_toml_values(config), "its file")
 
 
-def test_the_published_tables_are_there():
+def test_presets_include_the_published_tables():
     table1 = {name: entry for name, entry in PRESETS.items() if name.startswith("table1/")}
     assert len(table1) == 20
     for name, entry in table1.items():
-        _, dataset, layers, what = name.split("/")
+        _, dataset, layers, objective = name.split("/")
         config = entry.config()
         assert config.dataset == dataset
         assert f"{len(config.sizes()[0])}l" == layers
-        assert f"{config.objective}-k{config.k}" == what
+        assert f"{config.objective}-k{config.k}" == objective
         assert (config.epochs, config.schedule) == (3280, "paper")
     assert PRESETS["table1/mnist/1l/iwae-k50"].nll == 84.78
     assert PRESETS["table1/omniglot/2l/iwae-k50"].active == (44, 7)
 
 
-def test_warm_starts_train_3_to_the_7_epochs_at_a_tenth_of_the_rate():
+def test_warm_starts_train_for_3_to_the_7_epochs_at_a_tenth_of_the_rate():
     for name, k in (("table2/vae-to-iwae", 50), ("table2/iwae-to-vae", 1)):
         config = preset(name).config(init_from="run")
         schedule, ends = configured_schedule(config, 3000)
@@ -205,13 +205,13 @@ def test_warm_starts_train_3_to_the_7_epochs_at_a_tenth_of_the_rate():
         assert config.k == k
 
 
-def test_changes_go_through_the_same_checks():
+def test_preset_overrides_are_validated():
     assert preset("camel/vae-k1").config(k=3).k == 3
     with pytest.raises(UserError, match="did you mean 'k'"):
         preset("camel/vae-k1").config(kk=3)
 
 
-def test_an_unknown_preset_names_those_near_it():
+def test_unknown_preset_suggests_the_nearest_names():
     with pytest.raises(
         UserError, match="unknown preset 'table1/mnist/1l/iwae'; nearest: table1/mnist"
     ):
@@ -232,22 +232,22 @@ def test_an_unknown_preset_names_those_near_it():
     ],
 )
 @pytest.mark.parametrize("scale", [1.0, 0.3])
-def test_schedules_are_scaled_and_stretched(options, rates, ends, scale):
+def test_schedules_scale_with_the_rate_and_stretch_with_the_epochs(options, rates, ends, scale):
     config = TrainConfig(learning_rate=1e-3 * scale, **options)
-    schedule, found = configured_schedule(config, 50)
-    assert found == ends
+    schedule, result = configured_schedule(config, 50)
+    assert result == ends
     assert schedule.rates == pytest.approx([scale * rate for rate in rates])
     assert schedule.ends.tolist() == [50 * end for end in ends]
 
 
 @pytest.mark.parametrize(
-    ("options", "most"),
+    ("options", "max_epochs"),
     [({"schedule": "constant"}, 715827882), ({}, 715827882)],
 )
-def test_more_steps_than_their_counter_holds_are_refused(options, most):
-    for epochs in (most + 1, 10**19):
-        with pytest.raises(UserError, match=f"epochs is {epochs}, .* at most {most}"):
+def test_epochs_beyond_the_step_counter_are_refused(options, max_epochs):
+    for epochs in (max_epochs + 1, 10**19):
+        with pytest.raises(UserError, match=f"epochs is {epochs}, .* at most {max_epochs}"):
             configured_schedule(TrainConfig(epochs=epochs, **options), 3)
-    schedule, _ = configured_schedule(TrainConfig(epochs=most, **options), 3)
+    schedule, _ = configured_schedule(TrainConfig(epochs=max_epochs, **options), 3)
     assert (np.diff(schedule.ends) > 0).all()
-    assert schedule.ends[-1] == 3 * most
+    assert schedule.ends[-1] == 3 * max_epochs

@@ -1,4 +1,4 @@
-"""Data: formats, splits, binarisation, identities, downloads, and what is refused."""
+"""Data: formats, splits, binarisation, identities, downloads and errors."""
 
 import gzip
 import http.server
@@ -56,7 +56,7 @@ SIZES = {"train": 60, "validation": 20, "test": 30}
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch, tmp_path):
-    """No test sees this machine's data, cache or proxy."""
+    """Hide this machine's data, cache and proxy from the tests."""
     monkeypatch.delenv("IWAE_DATA", raising=False)
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr(dataset_files, "cache_dir", lambda: tmp_path / "cache")
@@ -66,7 +66,7 @@ def isolated(monkeypatch, tmp_path):
 
 
 def grey(n, seed=0):
-    """Random bytes with a blank row and a full row of pixels in every image."""
+    """Random grey levels; every image has a blank and a full row of pixels."""
     images = np.random.default_rng(seed).integers(0, 256, (n, 28, 28), dtype=np.uint8)
     images[:, 0], images[:, 1] = 0, 255
     return images
@@ -86,7 +86,7 @@ def amat(images, cell=" ", line="\n"):
 
 
 def columns(images):
-    """MATLAB's layout: an image a column, whose pixels run down the image."""
+    """MATLAB's layout: one image per column, its pixels in column-major order."""
     return images.transpose(0, 2, 1).reshape(len(images), -1).T
 
 
@@ -115,8 +115,8 @@ CONTENTS = {
 }
 
 
-def shrink(monkeypatch, name, mirrors=(), **sums):
-    """Cut a named set down to the tiny files above; `sums` replace the true sums of its files."""
+def shrink(monkeypatch, name, mirrors=(), **checksums):
+    """Shrink a named data set to the tiny files above; `checksums` replace those of its files."""
 
     def tiny(file):
         shapes = {split: (SIZES[split], *shape[1:]) for split, shape in file.shapes.items()}
@@ -131,15 +131,15 @@ def shrink(monkeypatch, name, mirrors=(), **sums):
             return small
         arrays = file.read(content, shapes).values()
         values = test_sha256(*arrays) if file.values_sha256 else None
-        known = {"sha256": file_content_sha256(content), "values_sha256": values}
-        return replace(small, **(known | sums))
+        found = {"sha256": file_content_sha256(content), "values_sha256": values}
+        return replace(small, **(found | checksums))
 
     variants = tuple(tuple(map(tiny, variant)) for variant in DATASETS[name].variants)
     monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], variants=variants))
 
 
 def write(folder, name, *, packed=True):
-    """The tiny files of a set in a folder, packed or not."""
+    """Write the tiny files of a data set into a folder, compressed or not."""
     folder.mkdir(parents=True, exist_ok=True)
     for file, content in CONTENTS[name].items():
         path = folder / (f"{file}.gz" if packed else file)
@@ -162,10 +162,10 @@ def static(monkeypatch, tmp_path):
     return partial(load_dataset, "mnist-static", data_dir=tmp_path / "data", download=False)
 
 
-# ----------------------------------------------------------------------------- starting up
+# ---------------------------------------------------------------------------------- import
 
 
-def test_import_is_light():
+def test_import_loads_no_heavy_packages():
     heavy = "jax", "scipy", "sklearn", "pooch", "requests", "tqdm", "matplotlib", "platformdirs"
     heavy += "pyarrow", "narwhals", "PIL", "pandas"
     code = (
@@ -182,7 +182,7 @@ def test_listing_needs_no_jax():
     assert done.stdout.strip() == "False"
 
 
-def test_unknown_attribute():
+def test_unknown_attribute_raises():
     import iwae.data
 
     with pytest.raises(AttributeError, match="no_such_thing"):
@@ -201,8 +201,8 @@ def test_draw_blank_and_full_pixels_are_certain():
     assert float(drawn[:, 1].min()) == 1
 
 
-def test_draw_at_the_ends_of_the_uniform_numbers(monkeypatch):
-    """A uniform number of exactly 0 comes once in 8 million: a blank pixel must stay blank."""
+def test_draw_handles_extreme_uniform_numbers(monkeypatch):
+    """A uniform number is exactly 0 once in 8 million: a blank pixel must stay blank."""
     raw = jnp.array([0, 1, 255], jnp.uint8)
     for uniform, expected in ((0.0, [0, 1, 1]), (1 - 2**-24, [0, 0, 1])):
         monkeypatch.setattr(
@@ -213,7 +213,7 @@ def test_draw_at_the_ends_of_the_uniform_numbers(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_draw_has_the_mean_of_the_grey_levels(dtype):
+def test_draw_mean_matches_the_grey_levels(dtype):
     n, levels = 40_000, np.array([1, 20, 127, 128, 230, 254], np.uint8)
     probability = levels / 255
     raw = levels if dtype == np.uint8 else probability.astype(np.float32)
@@ -222,7 +222,7 @@ def test_draw_has_the_mean_of_the_grey_levels(dtype):
     mean = np.asarray(drawn, np.float64).mean(0)
     error = np.sqrt(probability * (1 - probability) / n)
     assert np.all(np.abs(mean - probability) < 5 * error)
-    # Strong enough: the difference between v / 255 and v / 250 would be seen.
+    # The test has the power to tell v / 255 from v / 250.
     assert np.max(np.abs(levels / 250 - probability) / error) > 5
     assert set(np.unique(drawn)) == {0.0, 1.0}
 
@@ -238,11 +238,11 @@ def test_draw_pixels_and_keys_are_independent():
 
 
 @pytest.mark.parametrize("binarization", ["static", "threshold", "none"])
-def test_draw_casts_what_is_drawn_already(binarization):
-    bits, real = np.array([0, 1, 1], np.uint8), np.array([-1.5, 0.25], np.float32)
+def test_draw_only_casts_unless_binarization_is_dynamic(binarization):
+    bits, load_real = np.array([0, 1, 1], np.uint8), np.array([-1.5, 0.25], np.float32)
     key = jax.random.key(0)
     np.testing.assert_array_equal(draw(bits, key, binarization=binarization), [0.0, 1.0, 1.0])
-    np.testing.assert_array_equal(draw(real, key, binarization=binarization), real)
+    np.testing.assert_array_equal(draw(load_real, key, binarization=binarization), load_real)
 
 
 def test_draw_refuses_an_unknown_binarization():
@@ -253,7 +253,7 @@ def test_draw_refuses_an_unknown_binarization():
 # ---------------------------------------------------------------- hashes, choices, host draws
 
 
-def test_sha256_knows_dtype_shape_and_values_but_not_memory_layout():
+def test_sha256_depends_on_dtype_shape_and_values_but_not_memory_layout():
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     same = [np.asfortranarray(array), array.astype(">f4"), np.stack([array, array], -1)[..., 0]]
     assert {test_sha256(other) for other in same} == {test_sha256(array)}
@@ -261,7 +261,7 @@ def test_sha256_knows_dtype_shape_and_values_but_not_memory_layout():
     assert len({test_sha256(other) for other in [array, *others]}) == 5
 
 
-def test_sha256_is_the_same_for_ever():
+def test_sha256_value_is_stable():
     expected = "ff15ed127ed365d29634c702dfdfeda0e3d82909141599fcf4fd516820d69db6"
     assert test_sha256(np.array([[0, 1], [255, 7]], np.uint8)) == expected
 
@@ -276,7 +276,7 @@ def test_choose_draws_distinct_rows(n, data, seed):
     np.testing.assert_array_equal(rows, choose(n, count, seed=seed))
 
 
-def test_choose_is_never_a_prefix_and_depends_on_the_seed():
+def test_choose_depends_on_the_seed_and_is_not_a_prefix():
     one, two = choose(1000, 100, seed=0), choose(1000, 100, seed=1)
     assert not np.array_equal(one, two)
     # Mean row of a uniform sample: 499.5 with a standard error of about 27; a prefix has 49.5.
@@ -289,7 +289,7 @@ def test_choose_is_never_a_prefix_and_depends_on_the_seed():
     st.data(),
     st.integers(0, 3),
 )
-def test_host_draws_belong_to_their_row(pixels, data, seed):
+def test_host_draws_depend_only_on_the_row_index(pixels, data, seed):
     rows = np.array(data.draw(st.lists(st.integers(0, len(pixels) - 1))), int)
     everything = binarise_at_random(pixels, seed=seed, stream=TRAIN_DRAW)
     np.testing.assert_array_equal(
@@ -299,7 +299,7 @@ def test_host_draws_belong_to_their_row(pixels, data, seed):
     assert np.all(everything[pixels == 255] == 1)
 
 
-def test_host_draws_at_the_ends_of_the_uniform_numbers(monkeypatch):
+def test_host_draws_handle_extreme_uniform_numbers(monkeypatch):
     pixels = np.array([[0, 1, 255]], np.uint8)
     for uniform, expected in ((0.0, [[0, 1, 1]]), (1 - 2**-53, [[0, 0, 1]])):
         generator = SimpleNamespace(
@@ -314,8 +314,8 @@ def test_host_draws_at_the_ends_of_the_uniform_numbers(monkeypatch):
         )
 
 
-def test_host_draws_cross_blocks_of_rows():
-    """More rows than are drawn at a time: the stream must go on where the last block ended."""
+def test_host_draws_continue_across_blocks_of_rows():
+    """Beyond the rows drawn at a time, the stream must continue where the last block ended."""
     pixels = np.full((2500, 3), 128, np.uint8)
     drawn = binarise_at_random(pixels, seed=0, stream=TEST_DRAW)
     uniform = np.random.Generator(np.random.PCG64([0, TEST_DRAW])).random((2500, 3))
@@ -332,7 +332,7 @@ def test_host_draws_have_the_right_mean_and_separate_streams():
         assert not np.array_equal(binarise_at_random(pixels, **other), one)
 
 
-# --------------------------------------------------- what may be asked of which kind of values
+# ------------------------------------------------------- options allowed for a kind of values
 
 ALLOWED = {
     ("binary", "bernoulli"): {None: "none", "none": "none", "static": "none", "threshold": "none"},
@@ -364,7 +364,7 @@ def test_observation_and_binarization_are_resolved_or_refused(values, observatio
             resolve(values, observation, binarization)
 
 
-def test_unknown_words_are_refused(mnist):
+def test_unknown_option_values_are_refused(mnist):
     with pytest.raises(UserError, match="unknown binarization 'dynamics'; known: dynamic, "):
         mnist(binarization="dynamics")
     with pytest.raises(UserError, match="unknown observation 'weibull'"):
@@ -376,7 +376,7 @@ def test_unknown_words_are_refused(mnist):
 IDX_SHAPES = {"train": (4, 28, 28)}
 
 
-def test_idx():
+def test_idx_images_are_read():
     images = grey(4)
     read = readers.read_idx_images(idx(images), IDX_SHAPES)
     assert list(read) == ["train"]
@@ -396,23 +396,23 @@ def test_idx():
         (b"<html>404</html>", "not an idx file"),
     ],
 )
-def test_bad_idx(content, reason):
+def test_invalid_idx_is_refused(content, reason):
     with pytest.raises(DamagedError, match=re.escape(reason)):
         readers.read_idx_images(content, IDX_SHAPES)
 
 
-def test_unpack_goes_by_content():
+def test_unpack_detects_gzip_by_content():
     assert readers.unpack(gzip.compress(b"hello")) == b"hello"
     assert readers.unpack(b"hello") == b"hello"
 
 
 @pytest.mark.parametrize("cut", [3, 9, 15, 200, -9, -4, -1])
-def test_truncated_gzip(cut):
+def test_truncated_gzip_is_refused(cut):
     with pytest.raises(DamagedError, match="truncated"):
         readers.unpack(gzip.compress(idx(grey(1)))[:cut])
 
 
-def test_corrupt_gzip():
+def test_corrupt_gzip_is_refused():
     packed = bytearray(gzip.compress(idx(grey(1))))
     for position in (2, 300, len(packed) - 6):
         damaged = packed.copy()
@@ -434,7 +434,7 @@ def test_corrupt_gzip():
     st.sampled_from(["\n", "\r\n", " \n", "\n\n"]),
     st.booleans(),
 )
-def test_amat_in_any_layout(rows, cell, line, ends):
+def test_amat_is_read_in_any_layout(rows, cell, line, ends):
     content = amat(rows, cell, line)
     content = content if ends else content.rstrip()
     read = readers.read_amat(content, {"test": (len(rows), rows.shape[1], 1)})["test"]
@@ -442,7 +442,7 @@ def test_amat_in_any_layout(rows, cell, line, ends):
     assert read.dtype == np.uint8
 
 
-def test_published_layout_of_amat_takes_the_fast_way(monkeypatch):
+def test_published_amat_layout_uses_the_fast_path(monkeypatch):
     monkeypatch.setattr(readers, "_amat_lines", None)
     rows = binary(5000)[:, 0]
     read = readers.read_amat(amat(rows), {"test": (5000, 28, 1)})["test"]
@@ -466,7 +466,7 @@ def test_published_layout_of_amat_takes_the_fast_way(monkeypatch):
         (b"<!DOCTYPE html>", "line 1 has 2 values"),
     ],
 )
-def test_bad_amat(content, reason):
+def test_invalid_amat_is_refused(content, reason):
     with pytest.raises(DamagedError, match=re.escape(reason)):
         readers.read_amat(content, {"test": (2, 3, 1)})
 
@@ -481,7 +481,7 @@ def test_mat_images_are_upright_and_row_major():
     np.testing.assert_array_equal(read["test"].reshape(30, 28, 28), grey(30, 4))
 
 
-def test_mat_off_the_grid_of_bytes_stays_floating_point():
+def test_mat_values_that_are_not_bytes_stay_floating_point():
     images = np.random.default_rng(0).random((60, 28, 28))
     content = mat(data=columns(images), testdata=columns(grey(30)) / 255)
     read = readers.read_omniglot_mat(content, MAT_SHAPES)
@@ -518,21 +518,21 @@ TEST_COLUMNS = columns(grey(30)) / 255
         (b"not a matrix " * 100, "truncated, corrupt, or not a MATLAB 5 file"),
     ],
 )
-def test_bad_mat(content, reason):
+def test_invalid_mat_is_refused(content, reason):
     with pytest.raises(DamagedError, match=re.escape(reason)):
         readers.read_omniglot_mat(content, MAT_SHAPES)
 
 
 @given(hnp.arrays(np.uint8, (3, 4)))
-def test_bytes_survive_floating_point(levels):
+def test_bytes_round_trip_through_floats(levels):
     for floats in (levels / np.float32(255), (levels / 255).astype(np.float32)):
         np.testing.assert_array_equal(grey_to_bytes(floats), levels)
 
 
-# ---------------------------------------------------- named sets: splits, binarisation, identity
+# ---------------------------------------------------- data sets: splits, binarisation, identity
 
 
-def test_dynamic_keeps_the_grey_and_draws_the_test_set_once(mnist):
+def test_dynamic_keeps_grey_levels_and_draws_the_test_set_once(mnist):
     data = mnist()
     assert (data.name, data.observation, data.binarization) == ("mnist", "bernoulli", "dynamic")
     np.testing.assert_array_equal(data.train, grey(60, 1).reshape(60, 784))
@@ -558,7 +558,7 @@ def test_static_draws_everything_once(mnist):
     assert everything.train[levels == 255].min() == 1
     assert not np.array_equal(everything.train, levels > 127)
     np.testing.assert_allclose(everything.train_mean, everything.train.mean(0))
-    # An image is drawn alike whether it is held out or not.
+    # The draw of an image does not depend on whether it is held out.
     rows = choose(60, 10, seed=0)
     np.testing.assert_array_equal(data.validation, everything.train[rows])
     np.testing.assert_array_equal(data.train, np.delete(everything.train, rows, axis=0))
@@ -573,7 +573,7 @@ def test_threshold_is_above_a_half(mnist):
     np.testing.assert_array_equal(data.test, grey(30, 2).reshape(30, 784) / 255 > 0.5)
 
 
-def test_grey_under_a_gaussian_is_in_the_unit_interval(mnist):
+def test_grey_levels_under_a_gaussian_are_in_the_unit_interval(mnist):
     data = mnist(observation="gaussian", validation=5)
     assert data.binarization == "none"
     for split in (data.train, data.validation, data.test):
@@ -584,7 +584,7 @@ def test_grey_under_a_gaussian_is_in_the_unit_interval(mnist):
     assert mnist(binarization="none", observation="gaussian").binarization == "none"
 
 
-def test_grey_under_bernoulli_without_binarization_is_refused(mnist):
+def test_grey_levels_under_bernoulli_need_binarization(mnist):
     with pytest.raises(UserError, match="not a density"):
         mnist(binarization="none")
     with pytest.raises(UserError, match="contradicts"):
@@ -609,18 +609,18 @@ def test_validation_is_a_seeded_draw_of_training_rows(mnist):
 
 
 @pytest.mark.parametrize("validation", [-1, 60, 61, "half", True, False])
-def test_bad_validation(mnist, validation):
+def test_invalid_validation_is_refused(mnist, validation):
     with pytest.raises(UserError, match="validation"):
         mnist(validation=validation)
 
 
 @pytest.mark.parametrize("name", ["seed", "binarization_seed"])
-def test_bad_seeds(mnist, name):
+def test_negative_seeds_are_refused(mnist, name):
     with pytest.raises(UserError, match=f"{name} must not be negative"):
         mnist(**{name: -1})
 
 
-def test_the_test_tensor_depends_on_the_binarization_seed_alone(mnist):
+def test_test_set_depends_only_on_the_binarization_seed(mnist):
     one = mnist()
     other = mnist(seed=5, validation=7)
     assert other.identity["test_sha256"] == one.identity["test_sha256"] == test_sha256(one.test)
@@ -629,7 +629,7 @@ def test_the_test_tensor_depends_on_the_binarization_seed_alone(mnist):
     assert mnist().identity == one.identity
 
 
-def test_authors_hold_out(mnist, monkeypatch):
+def test_authors_validation_follows_the_rule_of_the_dataset(mnist, monkeypatch):
     from iwae.data.held_out import HeldOut
 
     last = lambda n: HeldOut(np.arange(n)[:-4], np.arange(n)[-4:], "the last 4")  # noqa: E731
@@ -643,7 +643,7 @@ def test_authors_hold_out(mnist, monkeypatch):
         load_dataset("digits", validation="authors")
 
 
-def test_authors_rules():
+def test_authors_rules_hold_out_the_published_rows():
     mnist = DATASETS["mnist"].authors(60_000)
     np.testing.assert_array_equal(mnist.validation, np.arange(59_600, 60_000))
     np.testing.assert_array_equal(mnist.train, np.arange(59_600))
@@ -653,7 +653,7 @@ def test_authors_rules():
     np.testing.assert_array_equal(omniglot.validation, order[-1345:])
 
 
-def test_identity_is_json_and_names_no_place(mnist, tmp_path):
+def test_identity_is_json_and_contains_no_path(mnist, tmp_path):
     identity = mnist(validation=3).identity
     assert json.loads(json.dumps(identity)) == identity
     assert str(tmp_path) not in json.dumps(identity)
@@ -666,7 +666,7 @@ def test_identity_is_json_and_names_no_place(mnist, tmp_path):
     ]
 
 
-def test_identity_does_not_depend_on_packing(mnist, tmp_path):
+def test_identity_does_not_depend_on_compression(mnist, tmp_path):
     packed = mnist().identity
     for path in (tmp_path / "data" / "mnist").iterdir():
         path.unlink()
@@ -681,7 +681,7 @@ def test_arrays_are_read_only(mnist):
             split[0, 0] = 1
 
 
-def test_shape_can_be_another_of_the_same_size(mnist):
+def test_shape_may_be_any_of_the_same_size(mnist):
     assert mnist(shape=[14, 56]).shape == (14, 56)
     assert mnist(shape=(14, 56)).identity["shape"] == [14, 56]
     for shape in ([28, 27], [], [-28, -28]):
@@ -689,7 +689,7 @@ def test_shape_can_be_another_of_the_same_size(mnist):
             mnist(shape=shape)
 
 
-def test_fixed_mnist_comes_with_its_validation_set(static):
+def test_static_mnist_has_its_own_validation_set(static):
     data = static()
     np.testing.assert_array_equal(data.train, binary(60, 7).reshape(60, 784))
     np.testing.assert_array_equal(data.validation, binary(20, 8).reshape(20, 784))
@@ -706,7 +706,7 @@ def test_fixed_mnist_comes_with_its_validation_set(static):
         static(binarization="dynamic")
 
 
-def test_omniglot_takes_either_file(monkeypatch, tmp_path):
+def test_omniglot_accepts_either_file(monkeypatch, tmp_path):
     shrink(monkeypatch, "omniglot")
     folder = tmp_path / "omniglot"
     folder.mkdir()
@@ -728,7 +728,7 @@ def test_omniglot_takes_either_file(monkeypatch, tmp_path):
     assert [file["name"] for file in data.identity["files"]] == ["chardata.mat"]
 
 
-def test_omniglot_of_unknown_sum_is_taken_by_its_structure(monkeypatch, tmp_path):
+def test_omniglot_without_a_known_checksum_is_verified_by_structure(monkeypatch, tmp_path):
     shrink(monkeypatch, "omniglot", sha256=None)
     write(tmp_path / "omniglot", "omniglot")
     (file,) = load_dataset("omniglot", data_dir=tmp_path).identity["files"]
@@ -739,7 +739,7 @@ def test_omniglot_of_unknown_sum_is_taken_by_its_structure(monkeypatch, tmp_path
     }
 
 
-def test_dynamic_float_grey_is_drawn_in_proportion(monkeypatch, tmp_path):
+def test_dynamic_draws_of_float_grey_levels_have_their_mean(monkeypatch, tmp_path):
     content = mat(data=columns(grey(60)) / 256, testdata=np.full((784, 30), 0.3))
     shrink(monkeypatch, "omniglot", sha256=None)
     (tmp_path / "chardata.mat").write_bytes(content)
@@ -763,7 +763,7 @@ PLACES = {
 @pytest.mark.parametrize(
     ("name", "place"), [(name, place) for name, places in PLACES.items() for place in places]
 )
-def test_files_are_found_under_their_usual_names(monkeypatch, tmp_path, name, place, packed):
+def test_files_are_found_in_their_usual_folders(monkeypatch, tmp_path, name, place, packed):
     shrink(monkeypatch, name)
     write(tmp_path / place, name, packed=packed)
     data = load_dataset(name, data_dir=tmp_path, download=False)
@@ -776,14 +776,14 @@ def test_files_are_found_under_their_usual_names(monkeypatch, tmp_path, name, pl
     assert len(rows) == len(CONTENTS[name])
 
 
-def test_dotted_names_are_found(monkeypatch, tmp_path):
+def test_dotted_file_names_are_found(monkeypatch, tmp_path):
     shrink(monkeypatch, "mnist")
     for name, content in CONTENTS["mnist"].items():
         (tmp_path / name.replace("-idx3", ".idx3")).write_bytes(content)
     assert len(load_dataset("mnist", data_dir=tmp_path, download=False).train) == 60
 
 
-def test_folder_of_the_environment(monkeypatch, tmp_path):
+def test_iwae_data_names_the_data_folder(monkeypatch, tmp_path):
     shrink(monkeypatch, "mnist")
     write(tmp_path / "one" / "mnist", "mnist")
     monkeypatch.setenv("IWAE_DATA", str(tmp_path / "one"))
@@ -796,7 +796,7 @@ def test_folder_of_the_environment(monkeypatch, tmp_path):
         load_dataset("mnist", download=False)
 
 
-def test_cache_comes_second_and_may_complete_a_folder(monkeypatch, tmp_path):
+def test_cache_is_searched_second_and_completes_a_folder(monkeypatch, tmp_path):
     shrink(monkeypatch, "mnist")
     write(dataset_files.cache_dir() / "mnist", "mnist")
     assert len(load_dataset("mnist", download=False).train) == 60
@@ -811,7 +811,7 @@ def test_cache_comes_second_and_may_complete_a_folder(monkeypatch, tmp_path):
     assert (train.parent, test.parent) == (folder, dataset_files.cache_dir() / "mnist")
 
 
-def test_a_data_dir_that_is_no_folder(mnist, tmp_path):
+def test_data_dir_must_be_a_folder(mnist, tmp_path):
     with pytest.raises(UserError, match=r"data_dir is .*nowhere.*not a folder"):
         mnist(data_dir=tmp_path / "nowhere")
 
@@ -838,7 +838,7 @@ def test_damaged_files_are_refused_by_name_and_reason(mnist, tmp_path, damage, r
     assert re.search(reason, message)
 
 
-def test_a_copy_packed_anew_is_accepted(mnist, tmp_path):
+def test_recompressed_copy_is_accepted(mnist, tmp_path):
     path = tmp_path / "data" / "mnist" / "train-images-idx3-ubyte.gz"
     packed = gzip.compress(readers.unpack(path.read_bytes()), compresslevel=1, mtime=1)
     assert packed != path.read_bytes()
@@ -846,7 +846,7 @@ def test_a_copy_packed_anew_is_accepted(mnist, tmp_path):
     assert mnist().identity["files"][0]["verified"] == "sha256"
 
 
-def test_text_laid_out_otherwise_is_known_by_its_values(static, tmp_path):
+def test_amat_in_another_layout_is_verified_by_its_values(static, tmp_path):
     path = tmp_path / "data" / "binarized_mnist" / "binarized_mnist_test.amat.gz"
     path.write_bytes(amat(binary(30, 9), line="\r\n"))
     data = static()
@@ -857,8 +857,8 @@ def test_text_laid_out_otherwise_is_known_by_its_values(static, tmp_path):
         static()
 
 
-def test_mnist_in_the_place_of_fashion_is_noticed(monkeypatch, tmp_path):
-    """Both sets use the same file names, and the content of Fashion-MNIST has no known sum."""
+def test_mnist_in_place_of_fashion_mnist_is_detected(monkeypatch, tmp_path):
+    """Both use the same file names, and the content of Fashion-MNIST has no known checksum."""
     shrink(monkeypatch, "mnist")
     shrink(monkeypatch, "fashion-mnist", sha256=None)
     write(tmp_path, "mnist")
@@ -866,17 +866,17 @@ def test_mnist_in_the_place_of_fashion_is_noticed(monkeypatch, tmp_path):
         load_dataset("fashion-mnist", data_dir=tmp_path, download=False)
 
 
-def test_the_published_archive_is_known_by_its_md5(monkeypatch, tmp_path):
+def test_published_archive_is_verified_by_its_md5(monkeypatch, tmp_path):
     import hashlib
 
     shrink(monkeypatch, "fashion-mnist", sha256=None)
     write(tmp_path, "fashion-mnist")
     source = DATASETS["fashion-mnist"]
-    sums = {
+    checksums = {
         file.name: hashlib.md5((tmp_path / f"{file.name}.gz").read_bytes()).hexdigest()  # noqa: S324
         for file in source.variants[0]
     }
-    files = tuple(replace(file, archive_md5=sums[file.name]) for file in source.variants[0])
+    files = tuple(replace(file, archive_md5=checksums[file.name]) for file in source.variants[0])
     monkeypatch.setitem(DATASETS, "fashion-mnist", replace(source, variants=(files,)))
     load = partial(load_dataset, "fashion-mnist", data_dir=tmp_path, download=False)
     assert [file["verified"] for file in load().identity["files"]] == ["md5", "md5"]
@@ -895,7 +895,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @contextmanager
 def serving(folder):
-    """A web server of a folder; yields its address and the list of requests."""
+    """Serve a folder over HTTP; yields the address and the list of requests."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder))
     server.requests = []
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -918,17 +918,17 @@ def mirror(tmp_path):
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens
 
 
-def cached():
+def cached_files():
     folder = dataset_files.cache_dir() / "mnist"
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-def test_download_into_the_cache_once(monkeypatch, mirror, capsys):
+def test_download_fills_the_cache_once(monkeypatch, mirror, capsys):
     address, requests, _ = mirror
     shrink(monkeypatch, "mnist", [address])
     data = load_dataset("mnist")
     np.testing.assert_array_equal(data.train, grey(60, 1).reshape(60, 784))
-    assert cached() == ["t10k-images-idx3-ubyte.gz", "train-images-idx3-ubyte.gz"]
+    assert cached_files() == ["t10k-images-idx3-ubyte.gz", "train-images-idx3-ubyte.gz"]
     first = len(requests)
     assert load_dataset("mnist").identity == data.identity
     assert fetch("mnist") == [
@@ -938,7 +938,7 @@ def test_download_into_the_cache_once(monkeypatch, mirror, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_next_mirror_takes_over(monkeypatch, mirror, tmp_path):
+def test_next_mirror_is_tried_after_a_failure(monkeypatch, mirror, tmp_path):
     good, _, _ = mirror
     bad = write(tmp_path / "bad", "mnist")
     for path in bad.iterdir():
@@ -956,19 +956,19 @@ def test_wrong_content_from_a_mirror_is_refused(monkeypatch, mirror):
     shrink(monkeypatch, "mnist", [address])
     with pytest.raises(UserError, match="its content is not the published one"):
         fetch("mnist")
-    assert cached() == []
+    assert cached_files() == []
 
 
 def test_download_of_unknown_content_is_refused(monkeypatch, mirror):
-    """A local file may be taken by its structure, but not what a stranger's server sends."""
+    """A local file may be verified by its structure, but a download may not."""
     address, _, _ = mirror
     shrink(monkeypatch, "mnist", [address], sha256=None)
     with pytest.raises(UserError, match="its content is not the published one"):
         fetch("mnist")
-    assert cached() == []
+    assert cached_files() == []
 
 
-def test_without_network_one_message_says_it_all(monkeypatch, mirror, tmp_path):
+def test_failed_download_lists_files_addresses_and_folders(monkeypatch, mirror, tmp_path):
     address, requests, _ = mirror
     shrink(monkeypatch, "mnist", [NOWHERE, f"{address}/missing"])
     (tmp_path / "mine").mkdir()
@@ -984,13 +984,13 @@ def test_without_network_one_message_says_it_all(monkeypatch, mirror, tmp_path):
     assert str(tmp_path / "mine" / "mnist") in message
     assert str(dataset_files.cache_dir() / "mnist") in message
     assert "IWAE_DATA" in message
-    # The second file is not asked for when every address of the first has failed.
+    # The second file is not requested once every address of the first has failed.
     assert requests
     assert all("train-images" in request for request in requests)
-    assert cached() == []
+    assert cached_files() == []
 
 
-def test_no_download_unless_allowed(monkeypatch, mirror):
+def test_nothing_is_downloaded_unless_allowed(monkeypatch, mirror):
     address, requests, _ = mirror
     shrink(monkeypatch, "mnist", [address])
     with pytest.raises(UserError, match=r"not on this machine\. Missing") as caught:
@@ -999,7 +999,7 @@ def test_no_download_unless_allowed(monkeypatch, mirror):
     assert not requests
 
 
-def test_a_damaged_file_in_the_cache_is_downloaded_again(monkeypatch, mirror):
+def test_damaged_cached_file_is_downloaded_again(monkeypatch, mirror):
     address, _, _ = mirror
     shrink(monkeypatch, "mnist", [address])
     train, _ = fetch("mnist")
@@ -1010,7 +1010,7 @@ def test_a_damaged_file_in_the_cache_is_downloaded_again(monkeypatch, mirror):
     assert all(ok for _, ok, _ in verify("mnist"))
 
 
-def test_a_damaged_file_of_the_user_is_never_replaced(monkeypatch, mirror, tmp_path):
+def test_damaged_user_file_is_never_replaced(monkeypatch, mirror, tmp_path):
     address, requests, _ = mirror
     shrink(monkeypatch, "mnist", [address])
     folder = write(tmp_path / "mine", "mnist")
@@ -1022,7 +1022,7 @@ def test_a_damaged_file_of_the_user_is_never_replaced(monkeypatch, mirror, tmp_p
 
 
 @pytest.mark.parametrize(("terminal", "progress"), list(product([True, False], repeat=2)))
-def test_bar_only_on_a_terminal_and_if_wanted(monkeypatch, mirror, terminal, progress):
+def test_progress_bar_needs_a_terminal_and_the_option(monkeypatch, mirror, terminal, progress):
     class Stream(io.StringIO):
         def isatty(self):
             return terminal
@@ -1034,7 +1034,7 @@ def test_bar_only_on_a_terminal_and_if_wanted(monkeypatch, mirror, terminal, pro
     assert ("train-images-idx3-ubyte" in stream.getvalue()) == (terminal and progress)
 
 
-def test_verify_says_what_is_missing(monkeypatch):
+def test_verify_reports_missing_files(monkeypatch):
     shrink(monkeypatch, "mnist")
     for name, ok, message in verify("mnist"):
         assert name in CONTENTS["mnist"]
@@ -1042,10 +1042,10 @@ def test_verify_says_what_is_missing(monkeypatch):
         assert "iwae data fetch mnist" in message
 
 
-# ------------------------------------------------------------------------------ the table
+# --------------------------------------------------------------------------- the catalogue
 
 
-def test_table():
+def test_catalogue_entries_are_consistent():
     assert {"mnist", "mnist-static", "omniglot", "fashion-mnist", "digits", *SYNTHETIC} == set(
         DATASETS
     )
@@ -1066,7 +1066,7 @@ def test_table():
             assert {shape[1:] for shape in shapes.values()} == {source.shape}
 
 
-def test_list(monkeypatch, tmp_path):
+def test_list_shows_which_datasets_are_present(monkeypatch, tmp_path):
     shrink(monkeypatch, "mnist")
     write(tmp_path / "mnist", "mnist")
     write(tmp_path / "fashion-mnist", "fashion-mnist")
@@ -1086,27 +1086,27 @@ def test_list(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("name", "near"), [("mnsit", "mnist"), ("MNIST", "mnist"), ("omni-glot", "omniglot")]
 )
-def test_unknown_names_are_answered_with_the_nearest(name, near):
+def test_unknown_dataset_name_suggests_the_nearest(name, near):
     for function in (load_dataset, fetch, verify):
         with pytest.raises(UserError, match=f"did you mean '{near}'.*four-gaussians.*npy"):
             function(name)
 
 
-def test_built_in_sets_need_no_fetching():
+def test_built_in_datasets_need_no_fetching():
     assert fetch("camel") == []
     for name in (*SYNTHETIC, "digits"):
         ((label, ok, message),) = verify(name)
         assert (label, ok) == (name, True), message
 
 
-def test_a_built_in_set_that_came_out_otherwise_is_reported(monkeypatch):
+def test_built_in_dataset_that_differs_is_reported(monkeypatch):
     monkeypatch.setitem(DATASETS, "camel", replace(DATASETS["camel"], generated_sha256="0" * 64))
     ((_, ok, message),) = verify("camel")
     assert not ok
     assert "differ from those of other machines" in message
 
 
-def test_digits():
+def test_digits_split_is_fixed_and_balanced():
     data = load_dataset("digits", download=False)
     assert data.shape == (8, 8)
     assert data.train.shape == (1437, 64)
@@ -1119,7 +1119,7 @@ def test_digits():
     levels, labels = load_digits(return_X_y=True)
     expected = np.delete(np.rint(levels * 255 / 16), rows, axis=0)
     np.testing.assert_array_equal(data.train, expected)
-    # Not a prefix or otherwise lopsided: every digit has its share of about 36.
+    # Neither a prefix nor otherwise unbalanced: every digit has its share of about 36.
     assert np.bincount(labels[rows]).min() >= 20
     assert "PCG64" in data.identity["split"]
     again = load_dataset("digits", seed=9, validation=100)
@@ -1127,11 +1127,11 @@ def test_digits():
     assert len(again.train) == 1337
 
 
-# ------------------------------------------------------------------------- synthetic sets
+# ---------------------------------------------------------------------- synthetic data sets
 
 
 def grid(name, points=1201):
-    """Points, and the volume of a cell, of a grid that covers a synthetic distribution."""
+    """The points of a grid that covers a synthetic distribution, and the volume of its cells."""
     d = DATASETS[name].shape[0]
     axis = np.linspace(-8, 8, points if d > 1 else 200_001)
     mesh = np.stack(np.meshgrid(*[axis] * d, indexing="ij"), axis=-1).reshape(-1, d)
@@ -1139,7 +1139,7 @@ def grid(name, points=1201):
 
 
 @pytest.mark.parametrize("name", SYNTHETIC)
-def test_synthetic_density_is_that_of_the_examples(name):
+def test_synthetic_density_matches_the_examples(name):
     data = load_dataset(name)
     assert data.train.shape == (10_000, *data.shape)
     assert data.test.shape == (2_000, *data.shape)
@@ -1161,7 +1161,7 @@ def test_synthetic_density_is_that_of_the_examples(name):
 
 
 @pytest.mark.parametrize("name", SYNTHETIC)
-def test_synthetic_density_is_finite_far_away(name):
+def test_synthetic_log_density_is_finite_far_away(name):
     log_density = load_dataset(name).log_density
     far = np.full((1, DATASETS[name].shape[0]), 1e4)
     assert np.isfinite(log_density(far)).all()
@@ -1169,7 +1169,7 @@ def test_synthetic_density_is_finite_far_away(name):
     assert np.isfinite(log_density(np.zeros((1, len(far[0]))))).all()
 
 
-def test_camel_is_the_published_one():
+def test_camel_density_matches_the_published_one():
     data = load_dataset("camel")
     points, cell = grid("camel")
     log_p = data.log_density(points)
@@ -1179,7 +1179,7 @@ def test_camel_is_the_published_one():
     np.testing.assert_allclose(np.exp(log_p), exact, atol=1e-12)
 
 
-def test_synthetic_sets_do_not_depend_on_the_seed():
+def test_synthetic_datasets_do_not_depend_on_the_seed():
     one, two = load_dataset("circle"), load_dataset("circle", seed=1)
     assert one.identity == two.identity
     assert not np.array_equal(one.train[:2000], one.test)
@@ -1187,18 +1187,18 @@ def test_synthetic_sets_do_not_depend_on_the_seed():
     assert (len(held.train), held.validation.dtype) == (9500, np.float32)
 
 
-def test_synthetic_sets_are_not_binarised():
+def test_synthetic_datasets_are_not_binarised():
     with pytest.raises(UserError, match="contradicts"):
         load_dataset("circle", binarization="threshold")
     with pytest.raises(UserError, match="not bernoulli"):
         load_dataset("circle", observation="bernoulli")
 
 
-# --------------------------------------------------- the real files, where IWAE_DATA has them
+# --------------------------------------------------- the real files, if IWAE_DATA has them
 
 
 @pytest.fixture(scope="module")
-def real():
+def load_real():
     def load(name, **choices):
         try:
             return load_dataset(name, data_dir=REAL_DATA, download=False, **choices)
@@ -1212,37 +1212,37 @@ def real():
     return load
 
 
-def test_real_mnist(real):
-    data = real("mnist", validation="authors")
+def test_real_mnist(load_real):
+    data = load_real("mnist", validation="authors")
     assert data.train.shape == (59_600, 784)
     assert data.validation.shape == (400, 784)
     assert data.test.shape == (10_000, 784)
-    assert abs(real("mnist").train_mean.mean() - 0.1306604762738429) < 1e-12
+    assert abs(load_real("mnist").train_mean.mean() - 0.1306604762738429) < 1e-12
     assert all(file["verified"] == "sha256" for file in data.identity["files"])
     expected = "dfa00ac99a7204daa27d36f705f30851d503ecf37b85dfe0da12e1c467ddda76"
     assert data.identity["test_sha256"] == expected
 
 
-def test_real_fixed_mnist_is_mnist_sorted_by_class(real):
-    data = real("mnist-static")
+def test_real_static_mnist_is_mnist_sorted_by_class(load_real):
+    data = load_real("mnist-static")
     assert [len(s) for s in (data.train, data.validation, data.test)] == [50_000, 10_000, 10_000]
-    levels = real("mnist", observation="gaussian").test
+    levels = load_real("mnist", observation="gaussian").test
     folder = Path(REAL_DATA) / "mnist" / "t10k-labels-idx1-ubyte.gz"
     if not folder.exists():
         pytest.skip("no labels")
     labels = np.frombuffer(readers.unpack(folder.read_bytes()), np.uint8, offset=8)
     ordered = levels[np.argsort(labels, kind="stable")]
-    # Never ink where the grey image is blank, always where it is full.
+    # Pixels are 0 where the grey image is blank, and 1 where it is full.
     assert data.test[ordered == 0].max() == 0
     assert data.test[ordered == 1].min() == 1
 
 
-def test_real_omniglot_is_upright(real):
-    """Characters are strokes: upright images of one are alike, transposed ones are not."""
-    data = real("omniglot", binarization="threshold")
+def test_real_omniglot_is_upright(load_real):
+    """The images are upright, not transposed."""
+    data = load_real("omniglot", binarization="threshold")
     assert data.train.shape == (24_345, 784)
     assert data.test.shape == (8_070, 784)
-    authors = real("omniglot", validation="authors")
+    authors = load_real("omniglot", validation="authors")
     assert (len(authors.train), len(authors.validation)) == (23_000, 1_345)
     assert data.identity["files"][0]["name"] in {"chardata.mat", "omniglot28.mat"}
     folder = Path(REAL_DATA) / "omniglot" / data.identity["files"][0]["name"]
@@ -1251,7 +1251,7 @@ def test_real_omniglot_is_upright(real):
     np.testing.assert_array_equal(data.train[1000].reshape(28, 28), upright > 0.5)
 
 
-def test_a_split_with_another_number_of_labels_is_refused():
+def test_split_with_a_wrong_number_of_labels_is_refused():
     values = np.eye(4, dtype=np.uint8)
     labels = {"train": np.array([0, 1, 0, 1]), "test": np.array([0, 1, 0])}
     raw = Raw("here", {"train": values, "test": values}, (4,), "binary", (), "given")

@@ -1,4 +1,4 @@
-"""Labels of data: of named sets, of a user's arrays, and as a column of a table."""
+"""Labels of named data sets, of a user's arrays, and from a column of a table."""
 
 import csv
 import io
@@ -25,10 +25,10 @@ from iwae.results.classification import classify_run
 from iwae.runs.jobs import make_job
 from small import conditional_model
 
-# --- named sets ------------------------------------------------------------------------------
+# --- named data sets -------------------------------------------------------------------------
 
 
-def test_digits_have_their_labels():
+def test_digits_labels_match_their_images():
     from sklearn.datasets import load_digits
 
     plain = load_dataset("digits", validation=100)
@@ -36,12 +36,12 @@ def test_digits_have_their_labels():
     assert data.classes == tuple("0123456789")
     truth = {row.tobytes(): y for row, y in zip(*load_digits(return_X_y=True), strict=True)}
     for split in ("train", "validation", "test"):
-        rows, without = data.examples(split), getattr(plain, split)
-        np.testing.assert_array_equal(getattr(data, split), without)
-        np.testing.assert_array_equal(rows[:, :64], without)
+        rows, values = data.examples(split), getattr(plain, split)
+        np.testing.assert_array_equal(getattr(data, split), values)
+        np.testing.assert_array_equal(rows[:, :64], values)
         np.testing.assert_array_equal(rows[:, 64:].argmax(axis=1), getattr(data.labels, split))
         np.testing.assert_array_equal(data.labels(split), getattr(data.labels, split))
-        assert rows.dtype == without.dtype
+        assert rows.dtype == values.dtype
         assert set(np.unique(rows[:, 64:])) == {0, 255 if split == "train" else 1}
     levels = np.rint(data.train / 255 * 16).astype(float)
     expected = [truth[row.tobytes()] for row in levels]
@@ -54,7 +54,7 @@ def test_digits_have_their_labels():
     np.testing.assert_array_equal(plain.examples("test"), plain.test)
 
 
-def test_labels_of_a_users_file(tmp_path):
+def test_labels_of_user_arrays_are_read_and_checked(tmp_path):
     rows = np.random.default_rng(0).normal(size=(20, 3))
     words = np.array(["cat", "dog"])[np.arange(20) % 2]
     np.savez(tmp_path / "one.npz", data=rows, labels=words)
@@ -64,7 +64,7 @@ def test_labels_of_a_users_file(tmp_path):
         for row, y in zip(getattr(data, split), data.labels(split), strict=True):
             (place,) = np.flatnonzero(np.isclose(rows, data.outwards(row)).all(axis=1))
             assert words[place] == data.classes[y]
-    plain = load_dataset(tmp_path / "one.npz", validation=4)  # labels that nobody asked for
+    plain = load_dataset(tmp_path / "one.npz", validation=4)  # labels that are not requested
     np.testing.assert_array_equal(plain.test, data.test)
     assert not plain.classes
     np.savez(tmp_path / "alone.npz", labels=words)
@@ -75,8 +75,8 @@ def test_labels_of_a_users_file(tmp_path):
     )
     with pytest.raises(UserError, match="some labels are words and others are numbers"):
         load_dataset(tmp_path / "two.npz", labels=True)
-    some = {"train_labels": words == "cat", "test_labels": np.arange(20)}
-    np.savez(tmp_path / "two.npz", train=rows, test=rows, **some)
+    labels = {"train_labels": words == "cat", "test_labels": np.arange(20)}
+    np.savez(tmp_path / "two.npz", train=rows, test=rows, **labels)
     with pytest.raises(UserError, match="the label 2 of test has no training example"):
         load_dataset(tmp_path / "two.npz", labels=True)
     np.savez(tmp_path / "three.npz", data=rows, labels=words[:5])
@@ -93,18 +93,18 @@ def idx(labels, magic=b"\x00\x00\x08\x01"):
     return magic + struct.pack(">i", len(labels)) + bytes(labels)
 
 
-def test_files_of_labels_are_checked():
+def test_label_files_are_checked():
     shapes = {"train": (5,)}
     labels = [3, 0, 9, 9, 1]
     np.testing.assert_array_equal(read_idx_labels(idx(labels), shapes)["train"], labels)
-    for content, words in (
+    for content, message in (
         (idx(labels, b"\x00\x00\x08\x03"), "not an idx file of labels: starts with 0x00000803"),
         (idx(labels)[:-1], "holds 4 labels, not 5"),
         (idx([*labels, 1]), "holds 6 labels, not 5"),
         (idx([1, 2, 3, 4, 10]), "holds the label 10, not 0 to 9"),
         (b"", "not an idx file of labels"),
     ):
-        with pytest.raises(DamagedError, match=words):
+        with pytest.raises(DamagedError, match=message):
             read_idx_labels(content, shapes)
 
 
@@ -115,30 +115,33 @@ def mat(**matrices):
     return content.getvalue()
 
 
-def test_alphabets_are_read_and_checked():
+def test_omniglot_alphabets_are_read_and_checked():
     places = {"train": np.array([3, 0, 49, 3]), "test": np.array([1, 7])}
-    ones = {split: np.eye(50, dtype=np.uint8)[:, each] for split, each in places.items()}
+    one_hot = {split: np.eye(50, dtype=np.uint8)[:, indices] for split, indices in places.items()}
     shapes = {"train": (4,), "test": (2,)}
-    found = read_omniglot_labels(mat(target=ones["train"], testtarget=ones["test"]), shapes)
+    found = read_omniglot_labels(mat(target=one_hot["train"], testtarget=one_hot["test"]), shapes)
     for split, expected in places.items():
         np.testing.assert_array_equal(found[split], expected)
-    two = ones["train"].copy()
-    two[5, 1] = 1
-    for content, words in (
-        (mat(target=two, testtarget=ones["test"]), "'target' is not one-hot for each"),
-        (mat(target=0 * two, testtarget=ones["test"]), "'target' is not one-hot for each"),
-        (mat(target=ones["train"][:, :3], testtarget=ones["test"]), "'target' is 50 x 3, not 50 x"),
-        (mat(target=ones["train"]), "has no variable 'testtarget'"),
+    two_hot = one_hot["train"].copy()
+    two_hot[5, 1] = 1
+    for content, message in (
+        (mat(target=two_hot, testtarget=one_hot["test"]), "'target' is not one-hot for each"),
+        (mat(target=0 * two_hot, testtarget=one_hot["test"]), "'target' is not one-hot for each"),
+        (
+            mat(target=one_hot["train"][:, :3], testtarget=one_hot["test"]),
+            "'target' is 50 x 3, not 50 x",
+        ),
+        (mat(target=one_hot["train"]), "has no variable 'testtarget'"),
         (b"none", "not a MATLAB 5 file"),
     ):
-        with pytest.raises(DamagedError, match=words):
+        with pytest.raises(DamagedError, match=message):
             read_omniglot_labels(content, shapes)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif("IWAE_DATA" not in os.environ, reason="needs the file of OMNIGLOT")
-def test_omniglot_has_its_alphabets():
-    """The file is in the order of its alphabets, whose names it holds too."""
+def test_omniglot_labels_are_its_alphabets():
+    """The file is sorted by alphabet, and holds the names of the alphabets too."""
     data = load_dataset("omniglot", labels=True, download=False)
     plain = load_dataset("omniglot", download=False)
     np.testing.assert_array_equal(data.test[:, :784], plain.test)
@@ -158,7 +161,7 @@ def test_omniglot_has_its_alphabets():
 
 
 @pytest.mark.skipif("IWAE_DATA" not in os.environ, reason="needs the files of MNIST")
-def test_mnist_has_its_labels():
+def test_mnist_labels_have_the_published_counts():
     data = load_dataset("mnist", labels=True, validation=1000, download=False)
     assert data.examples("train").shape == (59_000, 794)
     counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]  # LeCun et al. 1998
@@ -173,7 +176,7 @@ N = 30
 
 
 def write(path, labels, *, header="height,kind,count", gaps=False):
-    """Heights, labels and counts of 30 lines; the label in the middle."""
+    """Write 30 lines of height, label and count; returns heights and counts."""
     rng = np.random.default_rng(0)
     heights, counts = rng.normal(size=N), rng.poisson(4, N)
     lines = [header] if header else []
@@ -200,7 +203,7 @@ def alternating(*names):
     ],
 )
 @pytest.mark.parametrize("column", ["kind", "2"])
-def test_a_column_is_the_label_and_no_part_of_the_example(labels, classes, column, tmp_path):
+def test_label_column_is_not_part_of_the_example(labels, classes, column, tmp_path):
     header = "" if column == "2" else "height,kind,count"
     rows = write(tmp_path / "table.csv", labels, header=header)
     options = {"observation": "gaussian", "standardize": False}
@@ -209,16 +212,16 @@ def test_a_column_is_the_label_and_no_part_of_the_example(labels, classes, colum
         classes = ("12345678901234567890", "12345678901234567891")
     assert (data.shape, data.classes, data.n_values) == ((2,), classes, 2)
     train, test, _ = hold_out_fifth(N)
-    for split, places in (("train", train), ("test", test)):
-        np.testing.assert_array_equal(getattr(data, split)[:, :2], rows[places])
+    for split, indices in (("train", train), ("test", test)):
+        np.testing.assert_array_equal(getattr(data, split)[:, :2], rows[indices])
         found = [data.classes[y] for y in data.labels(split)]
-        written = [labels[i].strip().strip('"') for i in places]
+        written = [labels[i].strip().strip('"') for i in indices]
         assert found == [word if word in classes else str(int(float(word))) for word in written]
     assert data.identity["label"] == column
     assert data.identity["classes"] == list(classes)
 
 
-def test_kinds_of_columns_and_gaps_are_those_of_the_rest_of_the_table(tmp_path):
+def test_kinds_and_missing_values_apply_to_the_other_columns(tmp_path):
     rows = write(tmp_path / "table.csv", alternating("a", "b"), gaps=True)
     kind = make_kind("table", columns=("gaussian", "poisson"))
     data = load_dataset(tmp_path / "table.csv", labels="kind", missing=True, observation=kind)
@@ -232,7 +235,7 @@ def test_kinds_of_columns_and_gaps_are_those_of_the_rest_of_the_table(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_table_with_labels_is_trained_and_classified(tmp_path):
+def test_conditional_model_trains_on_and_classifies_a_labelled_table(tmp_path):
     write(tmp_path / "table.csv", alternating("a", "b", "b"), gaps=True)
     values = {
         "dataset": str(tmp_path / "table.csv"),
@@ -258,7 +261,7 @@ def test_a_table_with_labels_is_trained_and_classified(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("labels", "column", "header", "words"),
+    ("labels", "column", "header", "message"),
     [
         (alternating("a", "b"), "sort", True, "no column 'sort'; it has 'height', 'kind', 'count'"),
         (alternating("a", "b"), "2", True, "no column '2'; it has 'height'"),
@@ -273,14 +276,14 @@ def test_a_table_with_labels_is_trained_and_classified(tmp_path):
         (alternating("a", "b"), "height", True, "labels must be words or whole numbers"),
     ],
 )
-def test_columns_that_are_no_labels_are_refused(labels, column, header, words, tmp_path):
+def test_columns_unsuitable_as_labels_are_refused(labels, column, header, message, tmp_path):
     write(tmp_path / "table.csv", labels, header="height,kind,count" if header else "")
-    with pytest.raises(UserError, match=words) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         load_dataset(tmp_path / "table.csv", labels=column)
     assert "\n" not in str(caught.value)
 
 
-def test_a_label_without_a_training_example_is_refused(tmp_path):
+def test_label_without_a_training_example_is_refused(tmp_path):
     train, test, _ = hold_out_fifth(N)
     labels = ["a" if i in train else "b" for i in range(N)]
     write(tmp_path / "table.csv", labels)
@@ -290,18 +293,18 @@ def test_a_label_without_a_training_example_is_refused(tmp_path):
     labels[train[0]] = "c"
     write(tmp_path / "table.csv", labels)
     assert load_dataset(tmp_path / "table.csv", labels="kind").classes == ("a", "b", "c")
-    found = 0
-    for seed in range(12):  # the one row may be held out, and then nothing is learned of it
+    refusals = 0
+    for seed in range(12):  # if the only row is held out, its label has no example
         try:
             load_dataset(tmp_path / "table.csv", labels="kind", validation=8, seed=seed)
         except UserError as error:
             assert "the label 'c' has no training example" in str(error)  # noqa: PT017
-            found += 1
-    assert 0 < found < 12
+            refusals += 1
+    assert 0 < refusals < 12
     assert len(test) == 6
 
 
-def test_names_of_columns_may_not_repeat_and_faults_keep_their_place(tmp_path):
+def test_duplicate_columns_and_bad_cells_are_reported_by_position(tmp_path):
     path = tmp_path / "table.csv"
     write(path, alternating("a", "b"), header="kind,kind,count")
     with pytest.raises(UserError, match="several columns called 'kind'"):
@@ -319,7 +322,7 @@ def test_names_of_columns_may_not_repeat_and_faults_keep_their_place(tmp_path):
         load_dataset(path, labels="kind")
 
 
-def test_a_column_is_for_tables_alone(tmp_path):
+def test_label_column_needs_a_table(tmp_path):
     np.savez(tmp_path / "rows.npz", data=np.ones((4, 2)), labels=np.arange(4) % 2)
     for name in (tmp_path / "rows.npz", "digits"):
         with pytest.raises(UserError, match=r"label 'kind' names a column of a table"):
@@ -337,8 +340,8 @@ LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0\ufeff"
     st.lists(st.integers(0, 5), min_size=2, max_size=8),
     st.integers(0, 2),
 )
-def test_whatever_the_labels_are_numbers_stay_where_they_are(tmp_path_factory, words, order, place):
-    """Each line keeps its numbers and its label, or there is one line that says why not."""
+def test_numbers_stay_in_their_rows_for_any_labels(tmp_path_factory, words, order, place):
+    """Each line keeps its numbers and its label, or a one-line error says why not."""
     labels = [words[i % len(words)] for i in order]
     written = io.StringIO()
     for i, one in enumerate(labels):

@@ -1,4 +1,4 @@
-"""A user's own file: what its numbers mean, and what is refused."""
+"""A user's own file: how its numbers are interpreted, and which files are refused."""
 
 import io
 import re
@@ -34,7 +34,7 @@ BITS = RNG.integers(0, 2, (50, 6))
 
 @pytest.fixture
 def save(tmp_path):
-    """Write arrays to an .npy (one, positional) or .npz (by name) file."""
+    """A function that writes one array to an .npy file, or arrays by name to an .npz file."""
 
     def save(array=None, **arrays):
         path = tmp_path / ("mine.npy" if array is not None else "mine.npz")
@@ -66,7 +66,7 @@ def save(tmp_path):
         (UNIT - 0.5, "real", "gaussian", "none", np.float32),
     ],
 )
-def test_the_rules_of_values(save, array, values, observation, binarization, dtype):
+def test_kind_of_values_is_inferred(save, array, values, observation, binarization, dtype):
     data = load_dataset(save(array))
     assert data.identity["values"] == values
     assert values.split()[0] in data.identity["values_rule"]
@@ -78,7 +78,7 @@ def test_the_rules_of_values(save, array, values, observation, binarization, dty
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.float64, np.uint16])
-def test_whole_numbers_that_could_be_bytes_are_never_guessed(save, dtype):
+def test_integers_that_could_be_bytes_are_not_guessed(save, dtype):
     path = save(BYTES.astype(dtype))
     with pytest.raises(UserError, match=r"mine\.npy holds whole numbers within 0\.\.255, but not"):
         load_dataset(path)
@@ -88,7 +88,7 @@ def test_whole_numbers_that_could_be_bytes_are_never_guessed(save, dtype):
         load_dataset(path, observation="bernoulli")
 
 
-def test_one_array_is_split_by_a_fixed_shuffle(save):
+def test_single_array_is_split_by_a_fixed_shuffle(save):
     path = save(np.arange(100.0).reshape(50, 2) - 50)
     data = load_dataset(path)
     rows = choose(50, 10, seed=0, stream=4)
@@ -100,7 +100,7 @@ def test_one_array_is_split_by_a_fixed_shuffle(save):
     assert data.identity["files"][0]["sha256"] == file_content_sha256(path.read_bytes())
 
 
-def test_values_override(save):
+def test_options_override_the_inferred_kind(save):
     data = load_dataset(save(UNIT), observation="gaussian")
     assert (data.binarization, data.train.dtype) == ("none", np.float32)
     rows = choose(50, 10, seed=0, stream=4)
@@ -127,7 +127,7 @@ def test_images_keep_their_shape(save):
     assert load_dataset(save(BYTES), shape=(3, 2)).shape == (3, 2)
 
 
-def test_npz_with_its_own_splits(save):
+def test_npz_splits_are_kept(save):
     data = load_dataset(save(train=REAL, test=REAL[:5], validation=REAL[:3]))
     np.testing.assert_array_equal(data.train, REAL.astype(np.float32))
     np.testing.assert_array_equal(data.test, REAL[:5].astype(np.float32))
@@ -140,8 +140,8 @@ def test_npz_with_its_own_splits(save):
     assert len(load_dataset(save(pixels=REAL)).train) == 40
 
 
-def test_the_kind_of_values_is_that_of_all_splits(save):
-    """A training set of 0 and 1 beside a grey test set is grey."""
+def test_kind_of_values_is_inferred_from_all_splits(save):
+    """A training set of two extreme values beside a grey test set is grey."""
     data = load_dataset(save(train=BITS.astype(np.uint8) * 255, test=BYTES))
     assert data.identity["values"] == "grey"
     data = load_dataset(save(train=BITS.astype(np.float64), test=UNIT))
@@ -163,7 +163,7 @@ def test_the_kind_of_values_is_that_of_all_splits(save):
         ({"train": REAL, "test": REAL[:0]}, "'test' has shape (0, 6): it holds no numbers"),
     ],
 )
-def test_names_in_npz(save, arrays, reason):
+def test_npz_array_names_are_checked(save, arrays, reason):
     if reason is None:
         assert len(load_dataset(save(**arrays)).train) == 40
         return
@@ -171,7 +171,7 @@ def test_names_in_npz(save, arrays, reason):
         load_dataset(save(**arrays))
 
 
-def spoiled(value, dtype=np.float64):
+def with_value(value, dtype=np.float64):
     array = REAL.astype(dtype)
     array[12, 5] = value
     return array
@@ -190,15 +190,15 @@ def spoiled(value, dtype=np.float64):
         (np.zeros(3, [("a", "f4")]), "has dtype"),
         (REAL.astype("M8[s]"), "has dtype"),
         (
-            spoiled(np.nan),
+            with_value(np.nan),
             "array 'data': row 13, column 6 is not a number; if it is a missing value",
         ),
-        (spoiled(-np.inf), "row 13, column 6 is infinite (-inf): correct it, or remove its row"),
-        (spoiled(np.nan, np.float16), "row 13, column 6 is not a number"),
-        (spoiled(1e300), "row 13, column 6 is 1e+300, too large for single precision"),
-        (spoiled(np.inf).reshape(50, 2, 3), "example 13, at [1, 2], is infinite"),
+        (with_value(-np.inf), "row 13, column 6 is infinite (-inf): correct it, or remove its row"),
+        (with_value(np.nan, np.float16), "row 13, column 6 is not a number"),
+        (with_value(1e300), "row 13, column 6 is 1e+300, too large for single precision"),
+        (with_value(np.inf).reshape(50, 2, 3), "example 13, at [1, 2], is infinite"),
         (
-            spoiled(2**53 + 1, np.int64),
+            with_value(2**53 + 1, np.int64),
             "row 13, column 6 is 9007199254740993, a whole number beyond",
         ),
         (np.full((12, 2), 2**63 + 1, np.uint64), "9223372036854775809, a whole number beyond 2^53"),
@@ -207,12 +207,12 @@ def spoiled(value, dtype=np.float64):
             "mine.npy, column 1: its values are too small to be standardised: multiply",
         ),
         (
-            spoiled(1e30)[[12, *range(12), *range(13, 50)]],
+            with_value(1e30)[[12, *range(12), *range(13, 50)]],
             "column 6: float32 merges 38 of 40 distinct values: remove extreme",
         ),
     ],
 )
-def test_arrays_that_are_no_examples(save, array, reason):
+def test_unusable_arrays_are_refused(save, array, reason):
     path = save(array)
     with pytest.raises(UserError, match=re.escape(reason)) as caught:
         load_standardised(path)
@@ -220,7 +220,7 @@ def test_arrays_that_are_no_examples(save, array, reason):
     assert "\n" not in str(caught.value)
 
 
-def test_pickles_are_never_opened(tmp_path):
+def test_pickles_are_never_loaded(tmp_path):
     class Bomb:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "boom",))
@@ -235,7 +235,7 @@ def test_pickles_are_never_opened(tmp_path):
     assert not (tmp_path / "boom").exists()
 
 
-def test_members_that_are_no_arrays(save):
+def test_npz_member_that_is_not_an_array_is_refused(save):
     path = save(train=REAL, test=REAL)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("notes.txt", "where these are from")
@@ -243,7 +243,7 @@ def test_members_that_are_no_arrays(save):
         load_dataset(path)
 
 
-def test_a_header_that_claims_more_than_there_is_memory_for(save):
+def test_npy_header_claiming_too_much_memory_is_refused(save):
     path = save(REAL)
     header = {"descr": "<f8", "fortran_order": False, "shape": (10**6, 5 * 10**6)}
     with path.open("wb") as file:
@@ -252,7 +252,7 @@ def test_a_header_that_claims_more_than_there_is_memory_for(save):
         load_dataset(path)
 
 
-def test_a_member_that_claims_more_than_there_is_memory_for(save, monkeypatch):
+def test_npz_member_claiming_too_much_memory_is_refused(save, monkeypatch):
     path, packed = save(train=REAL), io.BytesIO()
     header = {"descr": "<f8", "fortran_order": False, "shape": (10**6, 5 * 10**6)}
     np.lib.format.write_array_header_1_0(packed, header)
@@ -260,13 +260,13 @@ def test_a_member_that_claims_more_than_there_is_memory_for(save, monkeypatch):
         archive.writestr("test.npy", packed.getvalue())
     with pytest.raises(UserError, match=r"corrupt.*: it claims to hold 40,000,000,000,000 bytes"):
         load_dataset(path)
-    monkeypatch.setattr(arrays, "MOST_RATIO", 10**12)  # as if it were so large
+    monkeypatch.setattr(arrays, "MOST_RATIO", 10**12)  # as if the file were that large
     with pytest.raises(MemoryError):
         load_dataset(path)
 
 
 @pytest.mark.parametrize("size", [10**6, 10**15])
-def test_memory_that_is_exhausted_is_no_damage(tmp_path, size):
+def test_out_of_memory_is_not_reported_as_damage(tmp_path, size):
     path = tmp_path / "mine.parquet"
     path.touch()
     wrong = pa.lib.ArrowMemoryError(f"malloc of size {size} failed")
@@ -274,7 +274,7 @@ def test_memory_that_is_exhausted_is_no_damage(tmp_path, size):
         raise wrong
 
 
-def test_an_archive_that_unpacks_to_more_than_it_may(save, monkeypatch):
+def test_archive_exceeding_the_unpacked_limit_is_refused(save, monkeypatch):
     path = save(train=np.zeros((100, 1000)), test=np.ones((2, 1000)))
     assert load_dataset(path).shape == (1000,)
     monkeypatch.setattr(arrays, "MOST_UNPACKED", 800_000)
@@ -296,7 +296,7 @@ def test_an_archive_that_unpacks_to_more_than_it_may(save, monkeypatch):
         "  x\n y\n\tz",
     ],
 )
-def test_headers_that_make_no_sense(tmp_path, header):
+def test_invalid_npy_headers_are_refused(tmp_path, header):
     path, text = tmp_path / "mine.npy", header.encode() + b"\n"
     path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(96))
     with pytest.raises(UserError, match=r"mine\.npy is truncated, corrupt"):
@@ -304,7 +304,7 @@ def test_headers_that_make_no_sense(tmp_path, header):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_archives_that_are_damaged_or_packed_otherwise(tmp_path, method):
+def test_archive_loads_with_any_compression_and_damage_is_refused(tmp_path, method):
     path, packed = tmp_path / "mine.npz", io.BytesIO()
     np.save(packed, REAL)
     with zipfile.ZipFile(path, "w", method) as archive:
@@ -313,7 +313,7 @@ def test_archives_that_are_damaged_or_packed_otherwise(tmp_path, method):
     content = path.read_bytes()
     central = content.index(b"PK\1\2")
     for place, other, value in ((60, 60, 0xFF), (6, central + 8, 1), (8, central + 10, 99)):
-        damaged = bytearray(content)  # a bit of the data; encrypted; packed by who knows what
+        damaged = bytearray(content)  # data; encryption flag; unknown method
         damaged[place] ^= value
         if other != place:
             damaged[other] ^= value
@@ -324,23 +324,23 @@ def test_archives_that_are_damaged_or_packed_otherwise(tmp_path, method):
 
 @pytest.mark.parametrize("dtype", [">f8", ">f4", "f2", "g", ">i4", "i8"])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_whatever_the_bytes_the_numbers_are_the_same(save, dtype, order):
-    whole = np.rint(REAL * 3) - 1  # which any type holds
-    rows = load_dataset(save(whole.astype(dtype, order=order))).train
-    expected = load_dataset(save(whole)).train
+def test_dtype_and_memory_layout_do_not_change_the_numbers(save, dtype, order):
+    integers = np.rint(REAL * 3) - 1  # exact in every dtype
+    rows = load_dataset(save(integers.astype(dtype, order=order))).train
+    expected = load_dataset(save(integers)).train
     np.testing.assert_array_equal(rows, expected)
     assert rows.dtype == np.float32
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to(path)])
-def test_what_is_no_file(tmp_path, make):
+def test_path_that_is_not_a_file_is_refused(tmp_path, make):
     make(tmp_path / "mine.csv")
     with pytest.raises(UserError, match=r"mine\.csv cannot be read: [A-Z]"):
         load_dataset(tmp_path / "mine.csv")
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
-def test_garbage_and_truncated_numpy_files(tmp_path, suffix):
+def test_garbage_and_truncated_numpy_files_are_refused(tmp_path, suffix):
     path = tmp_path / f"mine{suffix}"
     (np.save if suffix == ".npy" else np.savez_compressed)(path, REAL)
     content = path.read_bytes()
@@ -358,7 +358,7 @@ def test_garbage_and_truncated_numpy_files(tmp_path, suffix):
         load_dataset(path)
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"nothing\.npy cannot be read: No such file"):
         load_dataset(tmp_path / "nothing.npy")
 
@@ -366,7 +366,7 @@ def test_a_file_that_is_not_there(tmp_path):
 @pytest.mark.parametrize("header", ["", "a,b,c,d,e,f\n", '"a, b",b,c,d,e,f\n'])
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
-def test_csv(tmp_path, header, newline, bom):
+def test_csv_is_read_with_or_without_a_header(tmp_path, header, newline, bom):
     path = tmp_path / "mine.csv"
     lines = "".join(",".join(map(repr, row)) + "\n" for row in REAL.tolist())
     path.write_bytes((bom + header + lines).replace("\n", newline).encode())
@@ -377,7 +377,7 @@ def test_csv(tmp_path, header, newline, bom):
     np.testing.assert_array_equal(data.train, np.delete(REAL, rows, 0).astype(np.float32))
 
 
-def test_csv_of_one_column_and_of_bits(tmp_path):
+def test_csv_of_one_column_and_csv_of_bits_are_read(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_text("x\n" + "1.5\n2.5\n-3.5\n" * 4 + "\n")
     assert load_dataset(path).shape == (1,)
@@ -450,7 +450,7 @@ def test_csv_of_one_column_and_of_bits(tmp_path):
     ],
 )
 @pytest.mark.parametrize("missing", [False, True])
-def test_bad_csv(tmp_path, text, reason, missing):
+def test_invalid_csv_is_refused(tmp_path, text, reason, missing):
     if missing and ("or a word" in reason or "''" in reason):
         return
     path = tmp_path / "mine.csv"
@@ -465,14 +465,14 @@ def test_bad_csv(tmp_path, text, reason, missing):
     ("text", "separator"),
     [("a,b\n1,2\n3,4\n", ","), ("1.5;2\n3;4\n", ";"), ("x,y|b\n1|2\n", "|"), ("a:b\n1:2\n", ":")],
 )
-def test_a_tsv_file_without_tabs_says_what_separates_its_columns(tmp_path, text, separator):
+def test_tsv_without_tabs_names_its_separator(tmp_path, text, separator):
     path = tmp_path / "mine.tsv"
     path.write_text(text)
     with pytest.raises(UserError, match=f"columns are separated by '{re.escape(separator)}', not"):
         read_table(path)
 
 
-def test_a_tsv_file_of_one_column(tmp_path):
+def test_tsv_of_one_column_is_read(tmp_path):
     path = tmp_path / "mine.tsv"
     for text in ("x\n1,5\n2,5\n", "1,5\n2,5\n"):
         path.write_text(text)
@@ -489,7 +489,7 @@ def test_a_tsv_file_of_one_column(tmp_path):
         (["1234", "5678", "9"], None),
     ],
 )
-def test_marks_that_could_separate_thousands_are_told(tmp_path, cells, remark):
+def test_ambiguous_thousands_separators_are_reported(tmp_path, cells, remark):
     path = tmp_path / "mine.csv"
     path.write_text("\n".join(["a;b", *(f"{cell};{i}" for i, cell in enumerate(4 * cells))]))
     data = load_dataset(path, missing=True, drop=["b"])
@@ -507,7 +507,7 @@ def test_marks_that_could_separate_thousands_are_told(tmp_path, cells, remark):
     ],
 )
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_a_column_has_one_purpose(tmp_path, options, message, suffix):
+def test_column_cannot_have_two_roles(tmp_path, options, message, suffix):
     path = tmp_path / f"mine{suffix}"
     write_table(path, {"w": np.arange(20) % 3, "x": np.arange(20) + 0.5})
     with pytest.raises(UserError, match=message):
@@ -537,7 +537,7 @@ def test_a_column_has_one_purpose(tmp_path, options, message, suffix):
         ("a^b\n1^2,0\n3^4\n", ("a", "b")),
     ],
 )
-def test_layouts_of_csv(tmp_path, text, names):
+def test_csv_layouts_are_detected(tmp_path, text, names):
     path = tmp_path / "mine.csv"
     path.write_bytes(text.encode())
     table = read_table(path)
@@ -545,14 +545,14 @@ def test_layouts_of_csv(tmp_path, text, names):
     np.testing.assert_array_equal(table.columns, [[1.0, 3.0], [2.0, 4.0]])
 
 
-def test_words_with_blanks_or_colons_are_one_column(tmp_path):
+def test_words_with_spaces_or_colons_stay_in_one_column(tmp_path):
     path = tmp_path / "mine.csv"
     for text in ("the fruit\nred apple\nred pear\n", "level\n1: low\n2: high\n"):
         path.write_text(text)
         assert len(read_table(path).names) == 1
 
 
-def test_a_first_line_without_values_is_an_example(tmp_path):
+def test_first_line_of_missing_values_is_an_example(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_text(",?\n1,2\n3,4\n")
     table = read_table(path)
@@ -571,8 +571,8 @@ def test_a_first_line_without_values_is_an_example(tmp_path):
     ends=st.sampled_from(["\n", "\r\n", "\r"]),
     separator=st.sampled_from(layout.SEPARATORS),
 )
-def test_no_row_of_a_csv_file_is_lost(tmp_path_factory, rows, word, header, ends, separator):
-    rows[-1, -1] = 5.0  # an empty line at the end is no row
+def test_csv_keeps_every_row(tmp_path_factory, rows, word, header, ends, separator):
+    rows[-1, -1] = 5.0  # a trailing empty line is not a row
     names = tuple("abc"[: rows.shape[1]] if header else "123"[: rows.shape[1]])
     lines = [[word if np.isnan(one) else repr(float(one)) for one in row] for row in rows]
     text = "".join(separator.join(line) + ends for line in [names, *lines][not header :])
@@ -583,7 +583,7 @@ def test_no_row_of_a_csv_file_is_lost(tmp_path_factory, rows, word, header, ends
     np.testing.assert_array_equal(np.stack(table.columns, axis=1), rows)
 
 
-def test_csv_in_another_encoding(tmp_path):
+def test_csv_in_another_encoding_is_refused(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_bytes("1,2\n3,4\n".encode("utf-16"))
     with pytest.raises(UserError, match="not UTF-8 text"):

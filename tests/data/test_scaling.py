@@ -1,4 +1,4 @@
-"""Standardised values: units of densities, digits that a large mean must not cost, defaults."""
+"""Standardised values: units of densities, precision beside a large mean, and defaults."""
 
 import equinox as eqx
 import jax
@@ -64,7 +64,7 @@ def test_every_bound_is_in_the_units_of_the_data(name, layers, options):
     np.testing.assert_allclose(plain - LOG_SCALE.sum(), scaled, rtol=1e-5)
 
 
-def test_only_observed_values_have_a_scale():
+def test_only_observed_values_contribute_their_scale():
     gaps = jnp.asarray([*X[:2], jnp.nan])
     plain, scaled = (vae(missing="at-random", log_scale=one) for one in (None, LOG_SCALE))
     z, _ = plain.sample(key())
@@ -73,7 +73,7 @@ def test_only_observed_values_have_a_scale():
 
 
 @pytest.fixture(scope="module")
-def clock(tmp_path_factory):
+def clock_file(tmp_path_factory):
     """A table whose first column has a mean of 1.7e9 and a standard deviation of 10."""
     rng = np.random.default_rng(0)
     z = rng.normal(size=400)
@@ -84,9 +84,9 @@ def clock(tmp_path_factory):
     return path
 
 
-def test_a_large_mean_costs_no_digits(clock):
-    data = load_dataset(clock)
-    lines = np.loadtxt(clock, delimiter=",", skiprows=1)
+def test_large_mean_loses_no_precision(clock_file):
+    data = load_dataset(clock_file)
+    lines = np.loadtxt(clock_file, delimiter=",", skiprows=1)
     inside = np.concatenate([data.train, data.test])
     np.testing.assert_allclose(inside.std(axis=0), 1, atol=0.1)
     assert len(np.unique(inside[:, 0])) == len(np.unique(lines[:, 0]))
@@ -95,52 +95,52 @@ def test_a_large_mean_costs_no_digits(clock):
     np.testing.assert_array_equal(data.identity["scaling"]["shift"], data.scaling.shift)
 
 
-def test_training_on_a_data_set_sets_the_scale_and_keeps_it(clock):
-    data = load_dataset(clock)
+def test_training_sets_and_keeps_the_scale_of_the_data(clock_file):
+    data = load_dataset(clock_file)
     model = VAE(2, (1,), ((4,),), observation="gaussian", key=key())
     trained = train(model, data, bound(elbo, k=1), key=key(), epochs=2, learning_rate=0.1).model
     np.testing.assert_array_equal(trained.log_scale, np.float32(data.log_scale))
 
 
-def test_rounding_that_would_merge_values_is_refused(clock):
+def test_rounding_that_would_merge_values_is_refused(clock_file):
     with pytest.raises(UserError, match=r"column 1.*: float32 merges \d+ of \d+ distinct"):
-        load_dataset(clock, standardize=False)
+        load_dataset(clock_file, standardize=False)
     with pytest.raises(UserError, match="no real values of learned scale"):
         load_dataset("digits", standardize=True)
 
 
 N = 1000
 NORMAL = np.random.default_rng(0).normal(size=N)
-AWAY = np.where(NORMAL < 0, 0, 1.7e9)
+CLUSTERS = np.where(NORMAL < 0, 0, 1.7e9)
 
 
 @pytest.mark.parametrize(
-    ("column", "told"),
+    ("column", "outcome"),
     [
-        (AWAY + 0.37 * np.arange(N), "refused"),  # two clusters
-        (np.where(NORMAL < -1.3, 0.37, 1.7e9) * np.arange(N), "refused"),  # a small one
+        (CLUSTERS + 0.37 * np.arange(N), "refused"),  # two clusters
+        (np.where(NORMAL < -1.3, 0.37, 1.7e9) * np.arange(N), "refused"),  # one of them small
         (np.exp(6 * NORMAL), "refused"),  # a heavy tail
         (np.append(NORMAL[1:], 1e30), "refused"),  # a single value far away
         (np.resize([1, 2, 1e30], N), "refused"),
-        (AWAY + 1e5 * np.arange(N), ""),  # clusters that keep their resolution
-        (np.resize([0.3, 0.1 + 0.2, 0.7, 1.0], N), ""),  # rounding of sums
+        (CLUSTERS + 1e5 * np.arange(N), ""),  # clusters that keep their resolution
+        (np.resize([0.3, 0.1 + 0.2, 0.7, 1.0], N), ""),  # a rounded sum
         (np.random.default_rng(0).standard_cauchy(100 * N), ""),
-        (np.exp(3 * np.random.default_rng(0).normal(size=100 * N)), "told"),
+        (np.exp(3 * np.random.default_rng(0).normal(size=100 * N)), "reported"),
     ],
 )
-def test_values_that_single_precision_merges_are_counted(column, told):
+def test_values_merged_by_single_precision_are_refused_or_reported(column, outcome):
     scaling = fit_scaling(column[:, None], np.array([True]), "x")
-    if told == "refused":
+    if outcome == "refused":
         message = r"x, column 1: float32 merges [\d,]+ of [\d,]+ distinct values: remove extreme"
         with pytest.raises(UserError, match=message):
             refuse_coarse_scaling(column[:, None], scaling, (), "x")
         return
     remarks = refuse_coarse_scaling(column[:, None], scaling, (), "x")
-    assert len(remarks) == (told == "told")
+    assert len(remarks) == (outcome == "reported")
     assert all("which hardly differ" in one for one in remarks)
 
 
-def test_a_stored_run_without_the_option_is_not_standardised(tmp_path):
+def test_older_run_without_the_option_is_not_standardised(tmp_path):
     np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(3, 5, size=(60, 2)))
     config = TrainConfig(
         dataset=str(tmp_path / "a.npy"),
@@ -157,12 +157,12 @@ def test_a_stored_run_without_the_option_is_not_standardised(tmp_path):
     assert folder_config(tmp_path / "run").standardize is False
 
 
-def test_own_data_have_defaults_of_their_own():
+def test_user_files_have_their_own_defaults():
     own = TrainConfig(dataset="my.csv")
     assert {name: getattr(own, name) for name in UNTIL_CONVERGED} == UNTIL_CONVERGED
     assert (own.k, own.latent_sizes) == (16, (10,))
     assert TrainConfig(dataset="my.csv", epochs=7).patience is None
-    assert TrainConfig(dataset="my.csv", validation=0).patience is None  # of what is held out
+    assert TrainConfig(dataset="my.csv", validation=0).patience is None  # needs held-out rows
     assert TrainConfig(dataset="my.csv", layers=2).latent_sizes is None
     named = TrainConfig(dataset="mnist", objective="iwae"), TrainConfig(objective="vae")
     assert [(one.k, one.epochs, one.batch_size) for one in named] == [(16, 3280, 20), (1, 3280, 20)]
@@ -170,7 +170,7 @@ def test_own_data_have_defaults_of_their_own():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_an_estimator_sees_small_differences_of_large_numbers(dtype):
+def test_estimator_resolves_small_differences_of_large_numbers(dtype):
     rng = np.random.default_rng(0)
     z = rng.normal(size=1000)
     b = np.stack([z + 0.1 * rng.normal(size=1000) for _ in range(2)], 1)

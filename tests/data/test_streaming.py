@@ -1,4 +1,4 @@
-"""Data that are read block by block: the same as in memory, mixed, and resumed inside a block."""
+"""Streamed data: the same as in memory, shuffled in blocks, resumable within a block."""
 
 import jax
 import numpy as np
@@ -26,8 +26,8 @@ N = 700
 
 
 @pytest.fixture
-def small_pieces(monkeypatch):
-    """Blocks of few numbers, so that small data have many."""
+def small_blocks(monkeypatch):
+    """Shrink the blocks, so that small data have many."""
     monkeypatch.setattr(rows.row_blocks, "__defaults__", (501,))
     monkeypatch.setattr(rows, "CONVERTED", 100)
     monkeypatch.setattr(rows, "PIECE_BYTES", 3000)
@@ -56,29 +56,29 @@ def assert_same(memory, streamed):
     assert memory.identity == streamed.identity
     np.testing.assert_array_equal(memory.train_mean, streamed.train_mean)
     for split in ("train", "validation", "test"):
-        whole, lazy = getattr(memory, split), getattr(streamed, split)
-        assert isinstance(whole, np.ndarray)
+        array, lazy = getattr(memory, split), getattr(streamed, split)
+        assert isinstance(array, np.ndarray)
         assert not isinstance(lazy, np.ndarray)
-        assert (lazy.shape, lazy.dtype) == (whole.shape, whole.dtype)
-        some = np.random.default_rng(1).integers(0, len(whole), 50)
-        for key in (slice(None), slice(5, 90, 3), some, 7, (some, slice(1, 3))):
-            np.testing.assert_array_equal(lazy[key], whole[key])
+        assert (lazy.shape, lazy.dtype) == (array.shape, array.dtype)
+        indices = np.random.default_rng(1).integers(0, len(array), 50)
+        for key in (slice(None), slice(5, 90, 3), indices, 7, (indices, slice(1, 3))):
+            np.testing.assert_array_equal(lazy[key], array[key])
 
 
-@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("name", arrays())
-def test_streamed_arrays_are_those_in_memory(tmp_path, name):
+def test_streamed_arrays_equal_those_in_memory(tmp_path, name):
     array, options = arrays()[name]
     np.save(tmp_path / "a.npy", array)
     options |= {"validation": 0.1}
     memory = load_dataset(tmp_path / "a.npy", **options)
     streamed = load_dataset(tmp_path / "a.npy", stream=True, **options)
     assert_same(memory, streamed)
-    told = summarise_dataset(streamed).splitlines()
-    assert [line for line in told if not line.startswith("streamed: ")] == summarise_dataset(
+    summary = summarise_dataset(streamed).splitlines()
+    assert [line for line in summary if not line.startswith("streamed: ")] == summarise_dataset(
         memory
     ).splitlines()
-    assert len(told) == len(summarise_dataset(memory).splitlines()) + 1
+    assert len(summary) == len(summarise_dataset(memory).splitlines()) + 1
 
 
 def people():
@@ -99,9 +99,9 @@ def people():
     return frame
 
 
-@pytest.mark.usefixtures("small_pieces")
-def test_streamed_tables_are_those_in_memory(tmp_path, monkeypatch):
-    """Some columns have more values than are remembered."""
+@pytest.mark.usefixtures("small_blocks")
+def test_streamed_tables_equal_those_in_memory(tmp_path, monkeypatch):
+    """Some columns have more distinct values than are tracked."""
     monkeypatch.setattr(streamed_tables, "MOST_LEVELS", 30)
     people().to_parquet(tmp_path / "t.parquet", row_group_size=77)
     options = {"missing": True, "ids": ["id"], "validation": 50}
@@ -112,8 +112,8 @@ def test_streamed_tables_are_those_in_memory(tmp_path, monkeypatch):
     assert count_parquet_cells(tmp_path / "t.parquet") == people().size
 
 
-def test_damaged_pages_of_a_streamed_table_are_one_line(tmp_path):
-    """The description at the end of the file is whole, so opening it finds nothing."""
+def test_damaged_pages_of_a_streamed_table_give_a_one_line_error(tmp_path):
+    """The footer of the file is intact, so opening it succeeds."""
     path = tmp_path / "t.parquet"
     people().to_parquet(path)
     content = bytearray(path.read_bytes())
@@ -125,8 +125,8 @@ def test_damaged_pages_of_a_streamed_table_are_one_line(tmp_path):
         streamed_tables.streamed_cells(path, ["id"])
 
 
-@pytest.mark.usefixtures("small_pieces")
-def test_faults_of_a_streamed_table_are_named(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("small_blocks")
+def test_errors_in_a_streamed_table_are_located(tmp_path, monkeypatch):
     frame = people().drop(columns="id")
     frame.to_parquet(tmp_path / "t.parquet")
     first = int(np.flatnonzero(frame[["age", "city"]].isna().any(axis=1))[0]) + 1
@@ -153,48 +153,50 @@ def test_faults_of_a_streamed_table_are_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "words"),
+    ("name", "options", "message"),
     [
         ("a.csv", {}, "only .npy and .parquet"),
         ("digits", {}, "only .npy and .parquet"),
         ("a.npy", {"labels": True}, "cannot be streamed with labels"),
     ],
 )
-def test_what_cannot_be_streamed_is_refused(tmp_path, name, options, words):
+def test_data_that_cannot_be_streamed_are_refused(tmp_path, name, options, message):
     path = name if name == "digits" else tmp_path / name
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         load_dataset(path, stream=True, **options)
 
 
-def test_a_file_that_shrinks_is_noticed(tmp_path):
+def test_shrinking_file_is_detected(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((1000, 3)))
-    found = stored(np.load(tmp_path / "a.npy", mmap_mode="r"))
+    lazy = stored(np.load(tmp_path / "a.npy", mmap_mode="r"))
     with (tmp_path / "a.npy").open("r+b") as file:
         file.truncate(5000)
-    assert found[:10].shape == (10, 3)
+    assert lazy[:10].shape == (10, 3)
     with pytest.raises(UserError, match="has become shorter"):
-        found[990:]
+        lazy[990:]
 
 
-def test_rows_of_a_file_come_in_any_order(tmp_path):
+def test_stored_rows_are_read_in_any_order(tmp_path):
     array = np.arange(60.0).reshape(20, 3)
     np.save(tmp_path / "a.npy", array)
     found = stored(np.load(tmp_path / "a.npy", mmap_mode="r"))
-    for places in ([5, 5, 7], [7, 5, 5], [0, 19, 3, 3, 4], [18, 19], []):
-        np.testing.assert_array_equal(found[np.array(places, int)], array[places])
+    for indices in ([5, 5, 7], [7, 5, 5], [0, 19, 3, 3, 4], [18, 19], []):
+        np.testing.assert_array_equal(found[np.array(indices, int)], array[indices])
 
 
-def test_conversions_know_the_places_of_rows():
+def test_conversions_receive_row_indices():
     array = np.arange(40.0).reshape(20, 2)
-    some = row_subset(row_subset(array, np.arange(19, -1, -1)), np.arange(0, 20, 3))
-    found = convert_rows(some, lambda values, places: values + 100 * places[:, None], float)
-    np.testing.assert_array_equal(rows_in_memory(found), some[:] + 100 * np.arange(7)[:, None])
-    np.testing.assert_array_equal(some[:], array[::-1][::3])
+    subset = row_subset(row_subset(array, np.arange(19, -1, -1)), np.arange(0, 20, 3))
+    converted = convert_rows(subset, lambda values, indices: values + 100 * indices[:, None], float)
+    np.testing.assert_array_equal(
+        rows_in_memory(converted), subset[:] + 100 * np.arange(7)[:, None]
+    )
+    np.testing.assert_array_equal(subset[:], array[::-1][::3])
 
 
-@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("n", [1, 7, 128, 129, 1000, 4099, 12_345])
-def test_moments_have_the_bits_of_numpy(n):
+def test_moments_match_numpy_bit_for_bit(n):
     rng = np.random.default_rng(n)
     array = (rng.normal(size=(n, 4)) * [1, 1e6, 1e-6, 1] + [0, 1e9, 3, 7]).astype(np.float32)
     array[rng.random(n) < 0.3, 3] = np.nan
@@ -210,22 +212,22 @@ def test_moments_have_the_bits_of_numpy(n):
 # --- blocks of an epoch ------------------------------------------------------------------------
 
 
-def test_blocks_share_an_epoch_without_repeats():
+def test_blocks_of_an_epoch_do_not_repeat_rows():
     parts = Blocks(7, 10_003 // 7, 10)
-    found = [feed_rows(10_003, parts, 4, block) for block in range(7)]
-    together = np.concatenate(found)
-    assert {len(one) for one in found} == {parts.rows}
-    assert len(np.unique(together)) == len(together)
-    assert together.min() >= 0
-    assert together.max() < 10_003
-    assert all((np.diff(one) > 0).all() for one in found)
-    np.testing.assert_array_equal(found[3], feed_rows(10_003, parts, 4, 3))
-    assert not np.array_equal(found[3], feed_rows(10_003, parts, 5, 3))
+    blocks = [feed_rows(10_003, parts, 4, block) for block in range(7)]
+    epoch_rows = np.concatenate(blocks)
+    assert {len(one) for one in blocks} == {parts.rows}
+    assert len(np.unique(epoch_rows)) == len(epoch_rows)
+    assert epoch_rows.min() >= 0
+    assert epoch_rows.max() < 10_003
+    assert all((np.diff(one) > 0).all() for one in blocks)
+    np.testing.assert_array_equal(blocks[3], feed_rows(10_003, parts, 4, 3))
+    assert not np.array_equal(blocks[3], feed_rows(10_003, parts, 5, 3))
     np.testing.assert_array_equal(feed_rows(50, Blocks(1, 50, 5), 9, 0), np.arange(50))
 
 
-def test_a_sorted_file_is_mixed():
-    """Shares of ten classes, sorted, in a block are those of a sample of its runs."""
+def test_blocks_shuffle_a_sorted_file():
+    """In a file sorted by class, class shares of a block vary as in a random sample of its runs."""
     n, parts = 200_000, Blocks(20, 10_000, 100)
     label = np.arange(n) * 10 // n
     shares = np.array(
@@ -237,7 +239,7 @@ def test_a_sorted_file_is_mixed():
     assert 4.5 * error < 0.9  # a block of consecutive rows has shares of 0, 0.5 and 1
 
 
-def test_few_blocks_as_large_as_allowed(monkeypatch):
+def test_blocks_are_few_and_as_large_as_allowed(monkeypatch):
     lazy = row_subset(np.zeros((1000, 4), np.float32), np.arange(1000))
     assert feed_blocks(np.zeros((1000, 4)), 30) == (1, 1000, 33)
     assert feed_blocks(lazy, 30) == (1, 1000, 33)
@@ -250,8 +252,8 @@ def test_few_blocks_as_large_as_allowed(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def ordered(tmp_path_factory):
-    """A sorted file of real numbers."""
+def sorted_file(tmp_path_factory):
+    """A file of real numbers, sorted by row."""
     path = tmp_path_factory.mktemp("ordered") / "rows.npy"
     rng = np.random.default_rng(0)
     np.save(path, np.sort(rng.normal(size=(N, 1)), axis=0) + 0.1 * rng.normal(size=(N, 4)))
@@ -278,47 +280,51 @@ def weights_of(run):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(models) if hasattr(leaf, "shape")]
 
 
-def same(one, other):
+def equal_arrays(one, other):
     return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_one_block_trains_as_in_memory_and_several_resume_inside(tmp_path, ordered, monkeypatch):
-    list(start_run(config_of(ordered), tmp_path / "memory"))
-    list(start_run(config_of(ordered, stream=True), tmp_path / "one"))
-    assert same(weights_of(tmp_path / "memory"), weights_of(tmp_path / "one"))
+def test_one_block_trains_as_in_memory_and_a_run_resumes_within_a_block(
+    tmp_path, sorted_file, monkeypatch
+):
+    list(start_run(config_of(sorted_file), tmp_path / "memory"))
+    list(start_run(config_of(sorted_file, stream=True), tmp_path / "one"))
+    assert equal_arrays(weights_of(tmp_path / "memory"), weights_of(tmp_path / "one"))
 
     monkeypatch.setattr(feed, "BLOCK_BYTES", 504 * 16 // 3)
-    whole = list(start_run(config_of(ordered, stream=True), tmp_path / "whole"))
-    assert whole[-1].step == 2 * 3 * 8
-    assert [report.epoch for report in whole if report.epoch_done] == [1, 2]
-    assert not same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "one"))
+    uninterrupted = list(start_run(config_of(sorted_file, stream=True), tmp_path / "whole"))
+    assert uninterrupted[-1].step == 2 * 3 * 8
+    assert [report.epoch for report in uninterrupted if report.epoch_done] == [1, 2]
+    assert not equal_arrays(weights_of(tmp_path / "whole"), weights_of(tmp_path / "one"))
 
     monkeypatch.setattr(start_and_resume, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.0)  # a step at a time after the first
-    stopped = start_run(config_of(ordered, stream=True), tmp_path / "stopped")
-    assert [next(stopped).step for _ in range(5)][-1] % 8  # inside a block
+    stopped = start_run(config_of(sorted_file, stream=True), tmp_path / "stopped")
+    assert [next(stopped).step for _ in range(5)][-1] % 8  # within a block
     stopped.close()
     monkeypatch.undo()
     monkeypatch.setattr(feed, "BLOCK_BYTES", 504 * 16 // 3)
     list(resume_run(tmp_path / "stopped"))
-    assert same(weights_of(tmp_path / "stopped"), weights_of(tmp_path / "whole"))
-    whole, again = (read_metrics(tmp_path / name) for name in ("whole", "stopped"))
-    assert [row["validation_bound"] for row in whole] == [row["validation_bound"] for row in again]
+    assert equal_arrays(weights_of(tmp_path / "stopped"), weights_of(tmp_path / "whole"))
+    uninterrupted, resumed = (read_metrics(tmp_path / name) for name in ("whole", "stopped"))
+    assert [row["validation_bound"] for row in uninterrupted] == [
+        row["validation_bound"] for row in resumed
+    ]
 
 
-def test_a_run_streams_what_is_large_unless_told_otherwise(ordered, monkeypatch):
-    monkeypatch.setattr(own, "LARGE", ordered.stat().st_size - 128)
-    assert make_job(config_of(ordered)).dataset.is_streamed
-    assert make_job(config_of(ordered)).config.stream is True
-    assert not make_job(config_of(ordered, stream=False)).dataset.is_streamed
-    # An older run says nothing, and was in memory.
-    assert not make_job(config_of(ordered), resumed=True).dataset.is_streamed
-    monkeypatch.setattr(own, "LARGE", ordered.stat().st_size)
-    assert make_job(config_of(ordered)).config.stream is None
+def test_large_files_are_streamed_unless_disabled(sorted_file, monkeypatch):
+    monkeypatch.setattr(own, "LARGE", sorted_file.stat().st_size - 128)
+    assert make_job(config_of(sorted_file)).dataset.is_streamed
+    assert make_job(config_of(sorted_file)).config.stream is True
+    assert not make_job(config_of(sorted_file, stream=False)).dataset.is_streamed
+    # An older run has no setting, and was trained in memory.
+    assert not make_job(config_of(sorted_file), resumed=True).dataset.is_streamed
+    monkeypatch.setattr(own, "LARGE", sorted_file.stat().st_size)
+    assert make_job(config_of(sorted_file)).config.stream is None
 
 
-@pytest.mark.usefixtures("small_pieces")
-def test_fixed_draws_of_streamed_pixels_are_those_in_memory(tmp_path):
+@pytest.mark.usefixtures("small_blocks")
+def test_fixed_draws_of_streamed_pixels_match_those_in_memory(tmp_path):
     np.save(tmp_path / "a.npy", arrays()["pixels"][0])
     memory, streamed = (load_dataset(tmp_path / "a.npy", stream=one) for one in (False, True))
     drawn = split_examples(memory, "train")
@@ -329,7 +335,7 @@ def test_fixed_draws_of_streamed_pixels_are_those_in_memory(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".npy", ".npz"])
-def test_pieces_make_the_same_file(tmp_path, suffix):
+def test_writing_in_pieces_gives_the_same_file(tmp_path, suffix):
     rng = np.random.default_rng(0)
     cells = {"x": rng.normal(size=30), "y": rng.normal(size=30).astype(np.float32)}
     if suffix in (".csv", ".tsv", ".parquet"):

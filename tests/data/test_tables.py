@@ -1,4 +1,4 @@
-"""Tables, data frames and folders of images: what their columns are taken for, and back."""
+"""Tables, data frames and image folders: inferred column kinds, and decoding to cells."""
 
 import datetime as dt
 import json
@@ -58,7 +58,7 @@ def table(name, cells, path):
     return read_table(path)
 
 
-# --- the rule ---------------------------------------------------------------------------------
+# --- inferring kinds --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def table(name, cells, path):
         (["0,5", "1", "0"], ("gaussian", (), False)),
     ],
 )
-def test_the_kind_of_a_column_follows_from_its_cells(tmp_path, cells, expected):
+def test_column_kind_is_inferred_from_its_cells(tmp_path, cells, expected):
     found = choose_columns(table("a", cells, tmp_path / "a.csv"))[0]
     assert (found.kind, found.levels, found.whole) == expected
     assert found.why
@@ -92,7 +92,7 @@ def test_the_kind_of_a_column_follows_from_its_cells(tmp_path, cells, expected):
 
 
 @pytest.mark.parametrize(
-    ("cells", "words"),
+    ("cells", "message"),
     [
         (
             ["2024-01-31", "2024-02-01"],
@@ -107,43 +107,46 @@ def test_the_kind_of_a_column_follows_from_its_cells(tmp_path, cells, expected):
         ([f"w{i % 51}" for i in range(200)], "51 different words in 200 rows, too many"),
     ],
 )
-def test_columns_without_an_obvious_kind_are_refused(tmp_path, cells, words):
+def test_ambiguous_columns_are_refused(tmp_path, cells, message):
     found = table("a", cells, tmp_path / "a.csv")
-    with pytest.raises(UserError, match=words) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         choose_columns(found)
     assert "\n" not in str(caught.value)
-    if "dates" not in words:
+    if "dates" not in message:
         chosen = choose_columns(found, {"a": "categorical"})[0]
         assert chosen.kind == f"categorical:{len(set(cells))}"
 
 
-def test_kinds_by_name_override_the_rule(tmp_path):
+def test_named_kinds_override_the_inferred_ones(tmp_path):
     found = table("a", [3, 4, 4, 0], tmp_path / "a.csv")
-    for words, kind, levels in (
+    for option, kind, levels in (
         ("gaussian", "gaussian", ()),
         ("poisson", "poisson", ()),
         ("categorical:5", "categorical:5", ()),  # codes
         ("categorical:3", "categorical:3", ("0", "3", "4")),
         ("categorical", "categorical:3", ("0", "3", "4")),
     ):
-        column = choose_columns(found, {"a": words})[0]
+        column = choose_columns(found, {"a": option})[0]
         assert (column.kind, column.levels) == (kind, levels)
-    for wanted, words in (
+    for columns, message in (
         ({"c": "gaussian"}, "has no column 'c'; it has 'a', 'b'"),
         ({"a": "weibull"}, "no kind 'weibull'"),
     ):
-        with pytest.raises(UserError, match=words):
-            choose_columns(found, wanted)
+        with pytest.raises(UserError, match=message):
+            choose_columns(found, columns)
     found = table("a", ["x", "y", "z", "x"], tmp_path / "a.csv")
-    for kind, words in (("gaussian", "'x' is not a number"), ("categorical:2", "has 3 different")):
-        with pytest.raises(UserError, match=words):
+    for kind, message in (
+        ("gaussian", "'x' is not a number"),
+        ("categorical:2", "has 3 different"),
+    ):
+        with pytest.raises(UserError, match=message):
             choose_columns(found, {"a": kind})
 
 
-def test_columns_by_name_are_parsed():
+def test_columns_option_is_parsed():
     assert parse_column_option(["gaussian", "categorical:3"]) == {}
-    words = ["age=gaussian, home town=categorical,x, y=gaussian-fixed:0.1", "b = poisson"]
-    words += ['"a=b, ""c"""=bernoulli, "d"=poisson']
+    options = ["age=gaussian, home town=categorical,x, y=gaussian-fixed:0.1", "b = poisson"]
+    options += ['"a=b, ""c"""=bernoulli, "d"=poisson']
     expected = {
         "age": "gaussian",
         "home town": "categorical",
@@ -152,13 +155,13 @@ def test_columns_by_name_are_parsed():
         'a=b, "c"': "bernoulli",
         "d": "poisson",
     }
-    assert parse_column_option(words) == expected
-    for words in (["a=gaussian", "poisson"], ["a=gaussian,a=poisson"], ["a="]):
+    assert parse_column_option(options) == expected
+    for options in (["a=gaussian", "poisson"], ["a=gaussian,a=poisson"], ["a="]):
         with pytest.raises(UserError, match=r"columns: .*such as"):
-            make_config({"columns": words}, "here")
+            make_config({"columns": options}, "here")
 
 
-def test_a_wide_table_of_bytes_is_not_guessed(tmp_path):
+def test_kind_of_a_wide_table_of_bytes_is_not_guessed(tmp_path):
     rows = np.random.default_rng(0).integers(0, 256, (20, 64))
     names = ",".join(f"p{i}" for i in range(64))
     np.savetxt(tmp_path / "a.csv", rows, "%d", ",", header=names, comments="")
@@ -167,8 +170,8 @@ def test_a_wide_table_of_bytes_is_not_guessed(tmp_path):
     assert load_dataset(tmp_path / "a.csv", observation="poisson").columns[0].kind == "poisson"
 
 
-def test_an_empty_column_does_not_hide_the_others_of_a_wide_table(tmp_path):
-    """Whose extent would be NaN, and a warning of NumPy."""
+def test_empty_column_of_a_wide_table_is_reported(tmp_path):
+    """The range of such a column is NaN, with a warning from NumPy."""
     rows = np.random.default_rng(0).integers(0, 999, (20, 64)).astype(str)
     names = ",".join(f"p{i}" for i in range(65))
     lines = [names, *(",".join([*row, ""]) for row in rows)]
@@ -177,7 +180,7 @@ def test_an_empty_column_does_not_hide_the_others_of_a_wide_table(tmp_path):
         load_dataset(tmp_path / "a.csv", missing=True)
 
 
-def test_a_long_line_is_no_single_cell(tmp_path):
+def test_long_line_is_split_into_cells(tmp_path):
     names = ",".join(f"column{i}" for i in range(20_000))
     row = ",".join(["0.123456"] * 20_000)
     (tmp_path / "a.csv").write_text("\n".join([names, row, row]))
@@ -187,7 +190,7 @@ def test_a_long_line_is_no_single_cell(tmp_path):
 # --- values and cells -------------------------------------------------------------------------
 
 
-def test_the_same_table_from_every_source(tmp_path):
+def test_every_source_gives_the_same_table(tmp_path):
     frame = people()
     frame.to_csv(tmp_path / "a.csv", index=False)
     frame.to_csv(tmp_path / "a.tsv", index=False, sep="\t")
@@ -206,7 +209,7 @@ def test_the_same_table_from_every_source(tmp_path):
         assert other.identity["columns"] == one.identity["columns"]
         np.testing.assert_array_equal(other.train, one.train)
     cells = decode_cells(one.train, one.columns)
-    train = frame.drop(index=[i for i in range(N) if i not in read_rows(one, frame)])
+    train = frame.drop(index=[i for i in range(N) if i not in train_row_indices(one, frame)])
     for name, column in cells.items():
         expected = train[name].to_numpy()
         if name == "age":
@@ -216,13 +219,13 @@ def test_the_same_table_from_every_source(tmp_path):
             assert column.dtype == {"city": object, "member": bool}.get(name, np.int64)
 
 
-def read_rows(data, frame):
-    """The rows of the training split."""
+def train_row_indices(data, frame):
+    """The indices of the frame's rows in the training split."""
     ages = np.float32(frame["age"])
     return [int(np.flatnonzero(ages == age)[0]) for age in data.train[:, 0]]
 
 
-def test_gaps_of_every_source(tmp_path):
+def test_missing_values_of_every_source_are_read(tmp_path):
     frame = people().drop(columns="id").astype({"city": "category", "visits": "Int64"})
     frame["member"] = frame["member"].astype("boolean")
     for i, name in enumerate(frame.columns):
@@ -248,12 +251,12 @@ def test_gaps_of_every_source(tmp_path):
         load_dataset(frame, missing="often")
 
 
-def test_new_rows_are_matched_by_name_and_by_level():
+def test_new_rows_are_matched_by_column_name_and_level():
     columns = choose_columns(table_from_frame(people(), ids=["id"]))
     swapped = people()[["size", "city", "id", "member", "age", "visits"]]
     values = to_values(table_from_frame(swapped, ids=["id"]), columns)
     np.testing.assert_array_equal(
-        values, to_values(table_from_frame(people(), ids=["id"]), from_json_of(columns))
+        values, to_values(table_from_frame(people(), ids=["id"]), through_json(columns))
     )
     with pytest.raises(UserError, match=r"lacks the columns 'age', 'member', .* which have 'age'"):
         to_values(table_from_frame(people()[["city"]]), columns)
@@ -276,14 +279,14 @@ def test_new_rows_are_matched_by_name_and_by_level():
         to_values(table_from_frame(other), columns)
 
 
-def from_json_of(columns):
+def through_json(columns):
     stored = json.loads(json.dumps(columns_as_json(columns)))
-    found = columns_from_json(stored)
-    assert found == tuple(column._replace(why="") for column in columns)
-    return found
+    restored = columns_from_json(stored)
+    assert restored == tuple(column._replace(why="") for column in columns)
+    return restored
 
 
-def test_columns_of_other_data_are_used_again(tmp_path):
+def test_columns_can_be_reused_for_other_data(tmp_path):
     people().to_csv(tmp_path / "a.csv", index=False)
     first = load_dataset(tmp_path / "a.csv", ids=["id"])
     people()[:20].replace("Bergen", "Oslo").to_csv(tmp_path / "b.csv", index=False)
@@ -292,8 +295,8 @@ def test_columns_of_other_data_are_used_again(tmp_path):
     assert set(second.train[:, 1]) <= {1, 2}
 
 
-def test_a_stored_configuration_reads_the_same_data(tmp_path):
-    """The kinds that the rule chose are stored by name, and give the same levels."""
+def test_stored_configuration_reads_the_same_data(tmp_path):
+    """The inferred kinds are stored by name, and give the same levels."""
     odd = 'a = "size", in cm'
     people().rename(columns={"size": odd}).to_csv(tmp_path / "a.csv", index=False)
     values = {"dataset": str(tmp_path / "a.csv"), "id": ["id"], "columns": ["age=gaussian-shared"]}
@@ -321,7 +324,7 @@ LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0\ufeff"
     words=st.lists(st.text(LETTERS, max_size=5), min_size=2, max_size=8),
     suffix=st.sampled_from([".csv", ".tsv"]),
 )
-def test_words_come_back_as_they_were(tmp_path_factory, words, suffix):
+def test_words_round_trip_through_a_file(tmp_path_factory, words, suffix):
     words = ["w" + word.strip() for word in words] + ["v"]
     path = tmp_path_factory.mktemp("table") / f"a{suffix}"
     write_table(path, {"n": np.arange(len(words)) + 0.5, "a": np.array(words, object)})
@@ -331,7 +334,7 @@ def test_words_come_back_as_they_were(tmp_path_factory, words, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".CSV"])
-def test_what_is_written_is_read(tmp_path, suffix):
+def test_table_round_trips_through_a_file(tmp_path, suffix):
     cells = {
         "id": np.array(["a", "b,c", 'd"e\n'], object),
         "x": np.array([1 / 3, np.nan, -1e-30]),
@@ -357,13 +360,13 @@ def test_arrays_are_written_alone_or_as_columns(tmp_path):
     assert np.load(tmp_path / "a.npy").tolist() == [[0, 1]] * 3
     write_table(tmp_path / "a.npz", {"x": np.zeros(3), "y": np.ones(2)})
     assert np.load(tmp_path / "a.npz")["y"].tolist() == [1, 1]
-    for name, words in (("a.npy", "cannot hold words"), ("a.xlsx", "one of the suffixes")):
-        with pytest.raises(UserError, match=words):
+    for name, message in (("a.npy", "cannot hold words"), ("a.xlsx", "one of the suffixes")):
+        with pytest.raises(UserError, match=message):
             write_table(tmp_path / name, {"w": np.array(["x"], object)})
 
 
-def test_a_parquet_column_is_found_beside_one_whose_name_continues_its_own(tmp_path):
-    """PyArrow reads a.b too if it is asked for a, since a could be a structure."""
+def test_parquet_column_whose_name_prefixes_another_is_read(tmp_path):
+    """Asked for a, PyArrow also reads a.b, since a could be a struct."""
     cells = {"a.b": [1.5, 2.5], "a": [0.5, None], "i": ["x", "y"]}
     parquet.write_table(pa.table(cells), tmp_path / "a.parquet")
     found = read_table(tmp_path / "a.parquet", ids=["i"])
@@ -372,11 +375,11 @@ def test_a_parquet_column_is_found_beside_one_whose_name_continues_its_own(tmp_p
     assert found.ids["i"].tolist() == ["x", "y"]
 
 
-# --- what is refused --------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("frame", "words"),
+    ("frame", "message"),
     [
         (
             pd.DataFrame({"t": pd.to_datetime(["2024-01-31"] * 4)}),
@@ -405,13 +408,13 @@ def test_a_parquet_column_is_found_beside_one_whose_name_continues_its_own(tmp_p
         (pd.DataFrame({"Unnamed: 0": range(4), "a": [1.5] * 4}), "has no name and counts the rows"),
     ],
 )
-def test_frames_that_are_refused(frame, words):
-    with pytest.raises(UserError, match=words) as caught:
+def test_unsuitable_frames_are_refused(frame, message):
+    with pytest.raises(UserError, match=message) as caught:
         load_dataset(frame)
     assert "\n" not in str(caught.value)
 
 
-def test_columns_are_dropped_or_carried_by_name_or_number(tmp_path):
+def test_columns_are_dropped_or_kept_as_ids_by_name_or_number(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text(",b,c\n0,x,1.5\n1,y,2.5\n2,z,0.5\n")
     found = read_table(path, drop=["1", "b"])
@@ -439,7 +442,7 @@ def test_columns_are_dropped_or_carried_by_name_or_number(tmp_path):
 # --- numbers ----------------------------------------------------------------------------------
 
 
-def test_nine_digits_are_kept_up_to_the_splits(tmp_path):
+def test_splits_keep_nine_digits(tmp_path):
     numbers = 123_456_789 + np.arange(40.0)[:, None] + np.array([0, 0.5])
     np.savetxt(tmp_path / "a.csv", numbers, "%.1f", ",", header="a,b", comments="")
     np.save(tmp_path / "a.npy", numbers)
@@ -449,7 +452,7 @@ def test_nine_digits_are_kept_up_to_the_splits(tmp_path):
         np.testing.assert_array_equal(np.sort(found, axis=0), numbers)
 
 
-def test_values_a_rounding_outside_the_unit_interval_are_told(tmp_path):
+def test_values_slightly_outside_the_unit_interval_are_reported(tmp_path):
     rows = np.random.default_rng(0).random((100, 100))
     rows[0, :3] = -1e-8, 1 + 1e-7, 1 + 2e-7
     np.save(tmp_path / "a.npy", rows)
@@ -461,7 +464,7 @@ def test_values_a_rounding_outside_the_unit_interval_are_told(tmp_path):
     assert "lie outside" not in summarise_dataset(load_dataset(tmp_path / "a.npy"))
 
 
-def test_a_large_array_is_copied_once(tmp_path):
+def test_large_array_is_copied_once(tmp_path):
     np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (60_000, 400), np.uint8))
     assert isinstance(read_arrays(tmp_path / "a.npy")["data"], np.memmap)
     tracemalloc.start()
@@ -478,7 +481,7 @@ def test_a_large_array_is_copied_once(tmp_path):
 
 
 def draw(path, size=(6, 4), mode="L", seed=0):
-    """A picture of `size` (height, width) with random pixels."""
+    """Save a picture of `size` (height, width) with random pixels, and return the pixels."""
     channels = () if mode == "L" else (3,)
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, *channels), np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -486,7 +489,7 @@ def draw(path, size=(6, 4), mode="L", seed=0):
     return pixels
 
 
-def test_a_folder_of_images_with_labels(tmp_path):
+def test_image_folder_has_the_labels_of_its_subfolders(tmp_path):
     pixels = {
         f"{kind}/{i}.png": draw(tmp_path / "p" / kind / f"{i}.png", seed=10 * j + i)
         for j, kind in enumerate(("cat", "dog"))
@@ -505,7 +508,7 @@ def test_a_folder_of_images_with_labels(tmp_path):
     assert make_config({"dataset": str(tmp_path / "p"), "resize": [5]}, "here").resize == (5,)
 
 
-def test_colour_images_are_levels_and_are_binarised_on_request(tmp_path):
+def test_colour_images_keep_their_levels_unless_binarised(tmp_path):
     pixels = np.stack([draw(tmp_path / f"p/{i}.png", mode="RGB", seed=i) for i in range(10)])
     data = load_dataset(tmp_path / "p")
     assert (data.observation, data.binarization, data.shape) == (
@@ -522,7 +525,7 @@ def test_colour_images_are_levels_and_are_binarised_on_request(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
 @pytest.mark.parametrize("flat", [False, True])
-def test_the_shape_of_images_is_one_decision(tmp_path, dtype, flat):
+def test_image_shape_determines_the_observation_model(tmp_path, dtype, flat):
     def load(*shape, **options):
         array = np.random.default_rng(0).random((10, *shape))
         if dtype != np.float64:  # float32: levels / 255
@@ -566,7 +569,7 @@ def test_the_shape_of_images_is_one_decision(tmp_path, dtype, flat):
         ("LLLLLLLLLL", (3, 2), None),
     ],
 )
-def test_images_that_are_made_alike_are_told(tmp_path, modes, shape, remark):
+def test_conversions_of_image_modes_are_reported(tmp_path, modes, shape, remark):
     for i, mode in enumerate(modes):
         pixels = np.random.default_rng(i).integers(0, 256, (3, 2, 3), np.uint8)
         image = Image.fromarray(pixels).convert({"R": "RGB"}.get(mode, mode))
@@ -581,23 +584,23 @@ def test_images_that_are_made_alike_are_told(tmp_path, modes, shape, remark):
 
 @pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
 @pytest.mark.parametrize("channels", [(), (3,)])
-def test_photographs_are_upright(tmp_path, orientation, turns, channels):
-    seen = np.zeros((24, 16, *channels), np.uint8)  # as it was seen: a light top left corner
-    seen[:8, :8] = 240
+def test_exif_orientation_is_applied(tmp_path, orientation, turns, channels):
+    upright = np.zeros((24, 16, *channels), np.uint8)  # a light top left corner
+    upright[:8, :8] = 240
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for i in range(10):  # the camera stores what its sensor saw, 6: turned anticlockwise
-        turned = Image.fromarray(np.ascontiguousarray(np.rot90(seen, -turns)))
-        turned.save(tmp_path / f"{i}.jpg", quality=100, subsampling=0, exif=exif)
+    for i in range(10):  # the camera stores rotated pixels, 6: anticlockwise
+        stored = Image.fromarray(np.ascontiguousarray(np.rot90(upright, -turns)))
+        stored.save(tmp_path / f"{i}.jpg", quality=100, subsampling=0, exif=exif)
     data = load_dataset(tmp_path, observation="logistic-mixture")
-    assert data.shape == seen.shape
-    assert np.abs(data.train.reshape(-1, *seen.shape) - seen.astype(float)).max() < 8
+    assert data.shape == upright.shape
+    assert np.abs(data.train.reshape(-1, *upright.shape) - upright.astype(float)).max() < 8
 
 
-def test_folders_that_are_refused(tmp_path):
+def test_unsuitable_image_folders_are_refused(tmp_path):
     folder = tmp_path / "p"
     folder.mkdir()
-    for make, words in (
+    for make, message in (
         (lambda: None, r"holds no images \(\.png, \.jpg, \.jpeg\)"),
         (lambda: draw(folder / "b.png"), "has 1 example: give at least 10"),
         (lambda: draw(folder / "c.png", (6, 5)), r"c\.png has 6 x 5 pixels, but b\.png 6 x 4"),
@@ -605,7 +608,7 @@ def test_folders_that_are_refused(tmp_path):
         (lambda: draw(folder / "cat/d.png"), "images beside sub-folders"),
     ):
         make()
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=message):
             load_dataset(folder)
     with pytest.raises(UserError, match="resize must be one or two positive"):
         load_dataset(folder, resize=(1, 2, 3))
@@ -614,10 +617,10 @@ def test_folders_that_are_refused(tmp_path):
 # --- the summary ------------------------------------------------------------------------------
 
 
-def test_the_summary_says_what_was_taken_for_what():
+def test_summary_describes_the_kind_of_each_column():
     frame = people().assign(same=5.5, code=range(1000, 1000 + N), time=1.7e9 + np.arange(N) / 4)
     frame.loc[:5, "city"] = None
-    words = summarise_dataset(load_dataset(frame, drop=["id"], missing=True, validation=4))
+    summary = summarise_dataset(load_dataset(frame, drop=["id"], missing=True, validation=4))
     for part in (
         "frame: 60 rows of 8 columns, taken as a table",
         "numbers from 1700000000 to 1700000014.75",
@@ -628,11 +631,11 @@ def test_the_summary_says_what_was_taken_for_what():
         "constant in the training rows: 1 of 8 (same)",
         "splits: 44 to train, 4 to validate, 12 to test",
     ):
-        assert part in words
+        assert part in summary
     assert Column("a", "gaussian").why == ""
 
 
-def test_the_summary_of_many_columns(tmp_path):
+def test_summary_groups_many_columns(tmp_path):
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({f"c{i}": rng.normal(size=60) for i in range(40)})
     frame = frame.mask(rng.random(frame.shape) < 0.2)

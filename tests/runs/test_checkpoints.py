@@ -1,4 +1,4 @@
-"""Files: exact round trips, nothing half written, and damage that is told from the truth."""
+"""Checkpoints and model files: exact round trips, atomic writes and detection of damage."""
 
 import json
 import shutil
@@ -66,21 +66,21 @@ def copy(saved, tmp_path):
     return Path(shutil.copy(saved, tmp_path))
 
 
-def test_a_checkpoint_comes_back_bit_for_bit(saved):
+def test_checkpoint_round_trips_bit_for_bit(saved):
     assert saved.name == "0000000006.safetensors"
-    found = load_checkpoint(saved, state_of(seeds=(8, 9)))
-    assert list(bits(tuple(found)[:2])) == list(bits(state_of()))
-    assert found.notes == NOTES
+    loaded = load_checkpoint(saved, state_of(seeds=(8, 9)))
+    assert list(bits(tuple(loaded)[:2])) == list(bits(state_of()))
+    assert loaded.notes == NOTES
 
 
 @pytest.mark.parametrize(
     "options", [{"optimizer": authors_adam(20)}, {"optimizer": soap(), "ema": 0.9}]
 )
-def test_other_optimisers_and_an_average_come_back_too(tmp_path, options):
+def test_other_optimisers_and_a_weight_average_round_trip(tmp_path, options):
     expected = state_of(**options)
     path = save_checkpoint(tmp_path, Checkpoint(*expected, NOTES))
-    found = load_checkpoint(path, state_of(seeds=(8, 9), **options))
-    assert list(bits(tuple(found)[:2])) == list(bits(expected))
+    loaded = load_checkpoint(path, state_of(seeds=(8, 9), **options))
+    assert list(bits(tuple(loaded)[:2])) == list(bits(expected))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_other_optimisers_and_an_average_come_back_too(tmp_path, options):
         ({"optimizer": authors_adam(20)}, "is in only one of them"),
     ],
 )
-def test_a_checkpoint_of_another_model_is_refused(saved, like, message):
+def test_checkpoint_of_another_model_is_refused(saved, like, message):
     with pytest.raises(UserError, match=f"does not fit.*{message}") as caught:
         load_checkpoint(saved, state_of(**like))
     assert not isinstance(caught.value, DamagedCheckpointError)
@@ -120,33 +120,33 @@ DAMAGE = [truncate, flip, grow, make_folder, lambda path: path.unlink()]
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=["truncate", "flip", "grow", "folder", "remove"])
-def test_damage_is_noticed(copy, damage):
+def test_damaged_checkpoint_is_detected(copy, damage):
     damage(copy)
     with pytest.raises(DamagedCheckpointError, match=f"checkpoint {copy} "):
         load_checkpoint(copy, state_of())
 
 
-def test_a_change_of_any_byte_is_noticed(copy):
-    whole, like = copy.read_bytes(), state_of()
-    for at in range(0, len(whole), 97):
-        copy.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+def test_any_changed_byte_is_detected(copy):
+    content, like = copy.read_bytes(), state_of()
+    for at in range(0, len(content), 97):
+        copy.write_bytes(content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :])
         with pytest.raises(DamagedCheckpointError):
             load_checkpoint(copy, like)
 
 
-def test_a_write_that_is_cut_off_never_gets_the_name(saved, tmp_path, monkeypatch):
+def test_interrupted_checkpoint_write_is_never_listed(saved, tmp_path, monkeypatch):
     folder = tmp_path / "c"
     folder.mkdir()
     first = Path(shutil.copy(saved, folder))
     state, best = state_of()
     later = Checkpoint(state._replace(step=state.step + 1), best, NOTES)
 
-    def killed(_, path, __):
+    def write_half(_, path, __):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "write_arrays", killed)
+        patched.setattr(checkpoint, "write_arrays", write_half)
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(folder, later)
     assert list_checkpoints(folder) == [first]
@@ -155,7 +155,7 @@ def test_a_write_that_is_cut_off_never_gets_the_name(saved, tmp_path, monkeypatc
     assert list_checkpoints(folder) == [first, path] == sorted(folder.iterdir())
 
 
-def test_the_newest_and_the_named_checkpoints_are_kept(tmp_path):
+def test_pruning_keeps_the_newest_and_the_named_checkpoints(tmp_path):
     numbers = ("0000000001", "0000000020", "0000000300", "0000004000", "abandoned-0000000002")
     for number in numbers:
         (tmp_path / f"{number}.safetensors").touch()
@@ -165,7 +165,7 @@ def test_the_newest_and_the_named_checkpoints_are_kept(tmp_path):
     ]
 
 
-def test_checkpoints_of_version_0_1_are_named(tmp_path):
+def test_checkpoints_of_version_0_1_are_refused(tmp_path):
     (tmp_path / "0000000001").mkdir()
     with pytest.raises(UserError, match=r"checkpoints of iwae 0.1 .*: resume the run with that"):
         list_checkpoints(tmp_path)
@@ -196,34 +196,34 @@ def folder(tmp_path):
         {"latent_sizes": (3,), "hidden_sizes": ((),)},
     ],
 )
-def test_a_model_comes_back_bit_for_bit(tmp_path, options):
+def test_model_round_trips_bit_for_bit(tmp_path, options):
     save_model(make(**options), tmp_path / "new" / "folder")
-    found = load_model(tmp_path / "new" / "folder")
-    assert jax.tree.structure(found) == jax.tree.structure(make(**options))
-    assert list(bits(found)) == list(bits(make(**options)))
+    loaded = load_model(tmp_path / "new" / "folder")
+    assert jax.tree.structure(loaded) == jax.tree.structure(make(**options))
+    assert list(bits(loaded)) == list(bits(make(**options)))
     save_model(make(1, **options), tmp_path / "new" / "folder")
     assert list(bits(load_model(tmp_path / "new" / "folder"))) == list(bits(make(1, **options)))
 
 
-def test_facts_are_kept_beside_the_model(folder):
+def test_facts_are_stored_with_the_model(folder):
     assert read_model_facts(folder) == {"epoch": 3}
 
 
 @pytest.mark.parametrize("about", [[], "text", 3, None])
-def test_facts_that_are_none_are_refused_with_the_model(folder, about):
+def test_model_with_invalid_facts_is_refused(folder, about):
     description = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps({**description, "about": about}))
-    refused(folder, "'about' in model.json is not a table of facts")
+    assert_refused(folder, "'about' in model.json is not a table of facts")
 
 
-def test_a_saved_model_is_two_plain_files(folder):
+def test_saved_model_is_two_plain_files(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.safetensors"]
     arrays = load_file(folder / "model.safetensors")
     assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
     np.testing.assert_array_equal(arrays["output.weight"], make().output.weight)
 
 
-def test_arrays_are_written_as_the_library_writes_them(tmp_path):
+def test_arrays_are_written_as_safetensors_writes_them(tmp_path):
     named = {
         "b": np.arange(6, dtype=np.float32).reshape(2, 3),
         "a": np.uint8([1, 2, 3]),
@@ -233,14 +233,14 @@ def test_arrays_are_written_as_the_library_writes_them(tmp_path):
     }
     write_arrays(named, tmp_path / "file", {"notes": "one"})
     assert (tmp_path / "file").read_bytes() == save(named, {"notes": "one"})
-    # Arrays that lie otherwise in memory, some of which the library writes wrongly.
+    # Arrays in other memory layouts, some of which the library writes incorrectly.
     named = {"turned": named["b"].T, "other": named["b"].astype(">f4"), "part": named["b"][:, ::-2]}
     write_arrays(named, tmp_path / "file", {})
     for name, array in load_file(tmp_path / "file").items():
         np.testing.assert_array_equal(array, named[name])
 
 
-def refused(folder, match=None):
+def assert_refused(folder, match=None):
     with pytest.raises(UserError, match=match) as caught:
         load_model(folder)
     assert "\n" not in str(caught.value)
@@ -248,22 +248,22 @@ def refused(folder, match=None):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
-def test_a_missing_file_is_named(folder, name):
+def test_missing_model_file_is_named(folder, name):
     (folder / name).unlink()
-    refused(folder, f"no model in .*: {name} is missing")
+    assert_refused(folder, f"no model in .*: {name} is missing")
     (folder / name).mkdir()
-    refused(folder, f"no model in .*: {name} is missing")
+    assert_refused(folder, f"no model in .*: {name} is missing")
 
 
-def test_no_folder_and_a_file_for_a_folder_are_refused(folder):
-    refused(folder / "nowhere", "is missing")
-    refused(folder / "model.json", "is missing")
+def test_missing_folder_and_file_in_its_place_are_refused(folder):
+    assert_refused(folder / "nowhere", "is missing")
+    assert_refused(folder / "model.json", "is missing")
 
 
 @pytest.mark.slow
 @given(st.data())
-def test_a_damaged_file_of_weights_is_refused_or_harmless(tmp_path_factory, data):
-    """Whatever happens to it: refused in one line, or the same weights."""
+def test_damaged_weights_are_refused_or_unchanged(tmp_path_factory, data):
+    """Any damage gives a one-line error or leaves the weights the same."""
     folder = tmp_path_factory.mktemp("model")
     save_model(make(), folder)
     path = folder / "model.safetensors"
@@ -278,37 +278,37 @@ def test_a_damaged_file_of_weights_is_refused_or_harmless(tmp_path_factory, data
             content[at:at] = data.draw(st.binary(min_size=1, max_size=9))
     path.write_bytes(content)
     try:
-        found = load_model(folder)
+        loaded = load_model(folder)
     except UserError as error:
         assert "\n" not in str(error)  # noqa: PT017
     else:
-        assert list(bits(found)) == list(bits(make()))
+        assert list(bits(loaded)) == list(bits(make()))
 
 
-def test_weights_of_another_model_of_the_same_shapes_are_noticed(folder, tmp_path):
+def test_weights_of_another_model_of_the_same_shapes_are_detected(folder, tmp_path):
     before = (folder / "model.safetensors").read_bytes()
     model = load_model(folder)
     save_model(jax.tree.map(lambda leaf: np.asarray(leaf) + 1, model), folder)
     copy_model_files(folder, tmp_path / "copy", epoch=3)
     for mixed in (folder, tmp_path / "copy"):
         load_model(mixed)
-        (mixed / "model.safetensors").write_bytes(before)  # a late writer's
-        refused(mixed, "has other weights than model.json beside it describes")
+        (mixed / "model.safetensors").write_bytes(before)  # as a late writer would
+        assert_refused(mixed, "has other weights than model.json beside it describes")
     description = json.loads((folder / "model.json").read_text())
-    del description["weights"]  # as it was written once
+    del description["weights"]  # as older versions wrote it
     (folder / "model.json").write_text(json.dumps(description))
     load_model(folder)
 
 
-def test_a_changed_weight_is_noticed(folder):
+def test_changed_weight_is_detected(folder):
     path = folder / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
-    refused(folder, "damaged: its checksum does not match")
+    assert_refused(folder, "damaged: its checksum does not match")
 
 
-def test_weights_from_elsewhere_need_no_checksum(folder):
+def test_weights_written_by_other_tools_need_no_checksum(folder):
     save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors")
     assert list(bits(load_model(folder))) == list(bits(make()))
 
@@ -328,27 +328,27 @@ def test_weights_from_elsewhere_need_no_checksum(folder):
         ),
     ],
 )
-def test_weights_that_do_not_fit_the_description_are_refused(folder, change, message):
+def test_weights_that_contradict_the_description_are_refused(folder, change, message):
     arrays = load_file(folder / "model.safetensors")
     change(arrays)
     save_file(arrays, folder / "model.safetensors")
-    refused(folder, message)
+    assert_refused(folder, message)
 
 
 def test_weights_of_another_model_are_refused(folder, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     save_model(make(latent_sizes=(4, 2)), other)
     shutil.copy(other / "model.safetensors", folder)
-    refused(folder, "does not fit")
+    assert_refused(folder, "does not fit")
 
 
-def test_a_header_that_claims_more_than_the_file_holds_is_refused(folder):
+def test_header_claiming_more_than_the_file_holds_is_refused(folder):
     header = {"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
     text = json.dumps(header).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
-    refused(folder, "cannot be read")
+    assert_refused(folder, "cannot be read")
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2**60))
-    refused(folder, "cannot be read")
+    assert_refused(folder, "cannot be read")
 
 
 @pytest.mark.parametrize(
@@ -361,9 +361,9 @@ def test_a_header_that_claims_more_than_the_file_holds_is_refused(folder):
         '{"architecture": ' + "1" * 5000 + "}",
     ],
 )
-def test_a_description_that_is_none_is_refused(folder, text):
+def test_invalid_description_file_is_refused(folder, text):
     (folder / "model.json").write_text(text)
-    refused(folder)
+    assert_refused(folder)
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_a_description_that_is_none_is_refused(folder, text):
     [
         {"n_data": -1},
         {"n_data": 10**30},
-        {"n_data": 10**9},  # nothing of this size is made
+        {"n_data": 10**9},  # nothing of this size is allocated
         {"n_data": 2.5},
         {"n_data": "6"},
         {"latent_sizes": None},
@@ -389,25 +389,25 @@ def test_a_description_that_is_none_is_refused(folder, text):
     ],
     ids=str,
 )
-def test_a_description_of_no_model_is_refused(folder, change):
+def test_description_of_an_impossible_model_is_refused(folder, change):
     description = json.loads((folder / "model.json").read_text())
     description["architecture"].update(change)
     (folder / "model.json").write_text(json.dumps(description))
-    refused(folder)
+    assert_refused(folder)
 
 
-def test_a_later_format_is_refused(folder):
+def test_later_format_is_refused(folder):
     description = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps({**description, "format": 2}))
-    refused(folder, "has format 2, not 1")
+    assert_refused(folder, "has format 2, not 1")
 
 
-def test_bytes_that_are_no_text_are_refused(folder):
+def test_description_that_is_not_text_is_refused(folder):
     (folder / "model.json").write_bytes(b"\xff\xfe{}")
-    refused(folder, "cannot be read")
+    assert_refused(folder, "cannot be read")
 
 
-def test_a_pickle_is_never_executed(folder):
+def test_pickle_is_never_executed(folder):
     import pickle
 
     class Bomb:
@@ -416,11 +416,11 @@ def test_a_pickle_is_never_executed(folder):
 
     for name in ("model.safetensors", "model.json"):
         (folder / name).write_bytes(pickle.dumps(Bomb()))
-        refused(folder)
+        assert_refused(folder)
     assert not (folder / "exploded").exists()
 
 
-def test_saving_changes_nothing_in_the_model(tmp_path):
+def test_saving_does_not_change_the_model(tmp_path):
     model = make()
     save_model(model, tmp_path)
     assert equal(model, make())

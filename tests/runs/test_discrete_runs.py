@@ -1,4 +1,4 @@
-"""Runs of models with bits and categories, from the command line to records and figures."""
+"""Runs with discrete latents, from the command line to records and figures."""
 
 import json
 
@@ -33,7 +33,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_run_is_measured_and_its_model_is_that_of_its_description(run):
+def test_discrete_run_is_evaluated_and_loads_the_described_model(run):
     config = read_config(run / "config.toml")
     assert (config.latents, config.gradient) == (("categorical:3", "bernoulli"), "vimco")
     model = load_model(run / "models" / "final-0")
@@ -43,14 +43,14 @@ def test_a_run_is_measured_and_its_model_is_that_of_its_description(run):
     assert sampled["by_k"][0]["log_likelihood"] < sampled["by_k"][1]["log_likelihood"] < 0
 
 
-def test_a_model_without_discrete_latents_is_described_as_before():
+def test_description_of_a_continuous_model_does_not_mention_latents():
     assert "latents" not in small.config().model_dump(mode="json", exclude_none=True)
     description = json.loads((small.finished() / "models" / "final-0" / "model.json").read_text())
     assert "latents" not in description["architecture"]
 
 
 @pytest.mark.slow
-def test_figures_gradients_and_both_sided_bounds_of_a_run(run):
+def test_discrete_run_has_figures_gradients_and_two_sided_bounds(run):
     assert "posterior.png" not in {path.name for path in draw_gallery(run)}
     record = gradients_run(run, ks=(4,), draws=20, examples=4, gamma=1.0)
     names = {row["gradient"] for row in record["rows"]}
@@ -63,27 +63,27 @@ def test_figures_gradients_and_both_sided_bounds_of_a_run(run):
     assert 0.3 < annealed["by_temperatures"][-1]["acceptance_mean"] < 0.99
 
 
-def test_the_command_line_refuses_what_does_not_apply(tmp_path, capsys):
-    given = ["train", "--dataset", str(small.pictures()), "--out", str(tmp_path / "run")]
-    given += ["--latent-sizes", "3", "2", "--hidden-sizes", "4", "none", "--latents"]
-    for more, words in (
+def test_inapplicable_options_are_refused(tmp_path, capsys):
+    arguments = ["train", "--dataset", str(small.pictures()), "--out", str(tmp_path / "run")]
+    arguments += ["--latent-sizes", "3", "2", "--hidden-sizes", "4", "none", "--latents"]
+    for more, message in (
         (["bernoulli", "--gradient", "dreg"], "use iwae with vimco"),
         (["bits"], "no kind of latents 'bits'"),
         (["bernoulli", "normal", "normal"], "names 3 kinds"),
         (["bernoulli", "--k", "1"], "k of at least 2"),
         (["bernoulli", "--objective", "aiwae"], "use elbo"),
     ):
-        assert main([*given, *more]) == 2
-        assert words in capsys.readouterr().err
+        assert main([*arguments, *more]) == 2
+        assert message in capsys.readouterr().err
     with pytest.raises(UserError, match="or none for a linear layer"):
         make_config({"latent_sizes": (3,)}, "test")
 
 
 @pytest.mark.slow
-def test_the_estimator_has_bits_and_categories(tmp_path):
+def test_estimator_supports_discrete_latents(tmp_path):
     X = np.random.default_rng(0).normal(size=(60, 3))
     for latents, columns in (("bernoulli", 2), ("categorical:4", 8)):
-        made = ImportanceWeightedAutoencoder(
+        estimator = ImportanceWeightedAutoencoder(
             2,
             hidden_layer_sizes=(4,),
             latents=latents,
@@ -91,13 +91,13 @@ def test_the_estimator_has_bits_and_categories(tmp_path):
             early_stopping=False,
             random_state=0,
         )
-        codes = made.fit(X).transform(X)
+        codes = estimator.fit(X).transform(X)
         assert codes.shape == (60, columns)
         assert ((codes > 0) & (codes < 1)).all()
-        assert made.inverse_transform(codes).shape == X.shape
+        assert estimator.inverse_transform(codes).shape == X.shape
         if latents == "bernoulli":
-            made.save(tmp_path / "model")
-            same = ImportanceWeightedAutoencoder.load(tmp_path / "model")
-            assert (same.transform(X) == codes).all()
+            estimator.save(tmp_path / "model")
+            loaded = ImportanceWeightedAutoencoder.load(tmp_path / "model")
+            assert (loaded.transform(X) == codes).all()
     with pytest.raises(ValueError, match="no kind of latents"):
-        made.set_params(latents="bits").fit(X)
+        estimator.set_params(latents="bits").fit(X)

@@ -1,4 +1,4 @@
-"""Every kind of data, the whole way: from a file through a run to records and pictures."""
+"""Every kind of data end to end: from a file through a run to records and figures."""
 
 import json
 import math
@@ -40,7 +40,7 @@ def mixed():
     return np.stack([*columns, rng().integers(0, 2, N)], axis=1)
 
 
-WORDS = ("poisson", "gaussian-shared", "categorical:3", "bernoulli")
+COLUMN_KINDS = ("poisson", "gaussian-shared", "categorical:3", "bernoulli")
 CASES = {
     "bernoulli": (lambda: levels(4, 4) > 99, {}),
     "gaussian": (lambda: levels(3) / 7 - 2, {}),
@@ -51,7 +51,7 @@ CASES = {
     "categorical": (lambda: counts().clip(0, 4), {"categories": 5}),
     "poisson": (counts, {}),
     "negative-binomial": (lambda: counts().astype(np.uint8), {}),
-    "table": (mixed, {"columns": WORDS}),
+    "table": (mixed, {"columns": COLUMN_KINDS}),
 }
 PICTURES = {
     "bernoulli": {
@@ -63,13 +63,13 @@ PICTURES["discretised-gaussian"] = PICTURES["bernoulli"]
 ALWAYS = {"bounds", "training_curves", "log_variances", "latents", "posterior"}
 
 
-def test_every_kind_is_there():
+def test_cases_cover_every_kind():
     assert set(CASES) == set(KINDS) == set(get_args(ObservationName))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_a_kind_is_trained_saved_measured_and_drawn(name, tmp_path):
+def test_each_kind_is_trained_saved_evaluated_and_drawn(name, tmp_path):
     make, parameters = CASES[name]
     array = make()
     np.save(tmp_path / "mine.npy", array)
@@ -77,23 +77,23 @@ def test_a_kind_is_trained_saved_measured_and_drawn(name, tmp_path):
     options = {"dataset": str(tmp_path / "mine.npy"), "observation": name, **parameters, **RUN}
     reports = small.train_in(run, **options)
     assert np.isfinite(reports[-1].bound).all()
-    written = tomllib.loads((run / "config.toml").read_text())
-    assert written["observation"] == name
+    stored = tomllib.loads((run / "config.toml").read_text())
+    assert stored["observation"] == name
     for parameter, value in parameters.items():
-        assert written[parameter] == (list(value) if isinstance(value, tuple) else value)
+        assert stored[parameter] == (list(value) if isinstance(value, tuple) else value)
     kind = make_kind(name, **parameters)
     model = load_model(run / "models" / "final-0")
     assert model.kind == kind
     record = evaluate_run(run, ks=(3, 20))
     assert math.isfinite(record["log_likelihood"])
-    check_bits(record, array[0].size, quantised=KINDS[name].quantised)
+    check_bits_per_dimension(record, array[0].size, quantised=KINDS[name].quantised)
     drawn = {path.stem for path in draw_gallery(run) if not path.stem.startswith("training_s")}
     drawn.discard("training_reconstructions")
     assert drawn == ALWAYS | PICTURES.get(name, {"marginals"})
 
 
-def check_bits(record, d, *, quantised):
-    """Nats over d ln 2, in the record, in its rows and in words."""
+def check_bits_per_dimension(record, d, *, quantised):
+    """Check that bits are nats / (d ln 2), in the record, its rows and the description."""
     rows = [record, *record["by_k"]]
     assert all(("bits_per_dimension" in row) == quantised for row in rows)
     assert ("bits per dimension" in describe(record)) == quantised
@@ -105,19 +105,19 @@ def check_bits(record, d, *, quantised):
 
 
 @pytest.mark.slow
-def test_replicates_have_bits_too(tmp_path):
+def test_replicates_have_bits_per_dimension(tmp_path):
     np.save(tmp_path / "mine.npy", levels(4, 4))
     kind = {"observation": "discretised-gaussian", "replicates": 2}
     small.train_in(tmp_path / "run", dataset=str(tmp_path / "mine.npy"), **kind, **RUN)
     record = evaluate_run(tmp_path / "run", ks=(3,))
-    check_bits(record, 16, quantised=True)
+    check_bits_per_dimension(record, 16, quantised=True)
     assert len(record["replicates"]) == 2
     for row in [row for one in record["replicates"] for row in (one, *one["by_k"])]:
         assert row["bits_per_dimension"] == pytest.approx(-row["log_likelihood"] / 16 / math.log(2))
     assert json.loads(json.dumps(record)) is not None
 
 
-def test_colour_images_are_a_users_bytes(tmp_path):
+def test_colour_images_keep_their_bytes(tmp_path):
     array = levels(3, 2, 3)
     np.save(tmp_path / "mine.npy", array)
     data = load_dataset(tmp_path / "mine.npy", observation="logistic-mixture")
@@ -127,7 +127,7 @@ def test_colour_images_are_a_users_bytes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_start_from_another_kind_is_refused(tmp_path):
+def test_warm_start_from_another_kind_is_refused(tmp_path):
     np.save(tmp_path / "mine.npy", counts())
     options = {"dataset": str(tmp_path / "mine.npy"), **RUN}
     run = tmp_path / "run"
@@ -139,7 +139,7 @@ def test_a_start_from_another_kind_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
+    ("name", "value", "message"),
     [
         (
             "poisson",
@@ -154,7 +154,7 @@ def test_a_start_from_another_kind_is_refused(tmp_path):
         ("table", 7, r"row 8, column 2 is 7: observation 'categorical \(categories 3\)'"),
     ],
 )
-def test_values_that_a_kind_does_not_take_are_refused(tmp_path, name, value, words):
+def test_values_outside_the_support_of_a_kind_are_refused(tmp_path, name, value, message):
     array = np.ones((20, 2))
     array[7, 1] = value
     np.save(tmp_path / "mine.npy", array)
@@ -163,14 +163,14 @@ def test_values_that_a_kind_does_not_take_are_refused(tmp_path, name, value, wor
         "table": {"columns": ("poisson", "categorical:3")},
     }
     kind = make_kind(name, **parameters.get(name, {}))
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         load_dataset(tmp_path / "mine.npy", observation=kind)
     array[7, 1] = 0
     np.save(tmp_path / "mine.npy", array)
     assert load_dataset(tmp_path / "mine.npy", observation=kind).kind == kind
 
 
-def test_named_sets_are_checked_and_never_binarised():
+def test_named_datasets_are_checked_and_never_binarised():
     assert load_dataset("digits", observation="logistic-mixture").test.max() == 255
     with pytest.raises(UserError, match=r"camel: train: row 1, column 1 is .*'poisson' takes"):
         load_dataset("camel", observation="poisson")
@@ -181,7 +181,7 @@ def test_named_sets_are_checked_and_never_binarised():
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "message"),
     [
         ({"observation": "categorical"}, "'categorical' needs categories, such as 10"),
         ({"observation": "gaussian-fixed"}, "needs scale"),
@@ -199,12 +199,12 @@ def test_named_sets_are_checked_and_never_binarised():
         ({"observation": "table", "columns": []}, "at least one"),
     ],
 )
-def test_parameters_that_make_no_sense_are_refused(values, words):
-    with pytest.raises(UserError, match=words):
+def test_invalid_parameters_of_a_kind_are_refused(values, message):
+    with pytest.raises(UserError, match=message):
         make_config(values, "here")
 
 
-def test_a_table_needs_a_kind_for_each_column(tmp_path):
+def test_table_needs_a_kind_for_each_column(tmp_path):
     np.save(tmp_path / "mine.npy", counts())
     with pytest.raises(UserError, match="has 3 columns, but columns names 1 kinds"):
         load_dataset(tmp_path / "mine.npy", observation=make_kind("table", columns=("poisson",)))

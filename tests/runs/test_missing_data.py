@@ -1,4 +1,4 @@
-"""Missing values from a file to a model, to records, and back to a file."""
+"""Missing values: from a file to a model, its records, and an imputed file."""
 
 import csv
 import itertools
@@ -26,11 +26,11 @@ from iwae.results.summaries import summary_with_bits
 from iwae.runs.file_imputation import impute_file
 from iwae.runs.jobs import make_job
 
-WORDS = ("", "NA", "nan", " n/a", "NULL", "?")
+MARKERS = ("", "NA", "nan", " n/a", "NULL", "?")
 
 
 def values(n=60, share=0.3, seed=0):
-    """Rows of three columns, of which two depend on each other; each row has a value at least."""
+    """Incomplete rows of three columns, two of which are dependent; no row is empty."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, 3)).round(3)
     x[:, 1] = (2 * x[:, 0] + 0.3 * x[:, 1] + 5).round(3)
@@ -39,18 +39,18 @@ def values(n=60, share=0.3, seed=0):
     return np.where(gaps, np.nan, x)
 
 
-def write_csv(path, rows, words=WORDS, names=("a", "b b", "c")):
-    """The rows, with every way to say that there is nothing."""
+def write_csv(path, rows, markers=MARKERS, names=("a", "b b", "c")):
+    """Write the rows, cycling through the markers of a missing value."""
     count = 0
     with path.open("w", newline="") as file:
-        lines = csv.writer(file)
-        lines.writerow(names)
+        writer = csv.writer(file)
+        writer.writerow(names)
         for row in rows:
             cells = []
             for value in row:
-                cells.append(words[count % len(words)] if np.isnan(value) else f"{value}")
+                cells.append(markers[count % len(markers)] if np.isnan(value) else f"{value}")
                 count += np.isnan(value)
-            lines.writerow(cells)
+            writer.writerow(cells)
     return path
 
 
@@ -60,7 +60,7 @@ def vae(n_data=3, **options):
 
 
 def run_of(model, folder):
-    """A run that holds this model, as far as imputing looks."""
+    """A run folder with this model, as complete as imputation needs."""
     save_model(model, folder / "run/models/final-0")
     return folder / "run"
 
@@ -68,13 +68,13 @@ def run_of(model, folder):
 # --- reading ----------------------------------------------------------------------------------
 
 
-def test_a_csv_file_may_have_gaps(tmp_path):
+def test_csv_may_have_missing_values(tmp_path):
     rows = values()
     path, options = write_csv(tmp_path / "a.csv", rows), {"missing": True, "standardize": False}
     data = load_dataset(path, validation=10, **options)
     assert (data.train.dtype, data.observation, data.shape) == (np.float32, "gaussian", (3,))
-    found = np.concatenate([data.train, data.validation, data.test])
-    assert sorted(map(str, np.float32(rows).tolist())) == sorted(map(str, found.tolist()))
+    loaded = np.concatenate([data.train, data.validation, data.test])
+    assert sorted(map(str, np.float32(rows).tolist())) == sorted(map(str, loaded.tolist()))
     assert data.train_mean == pytest.approx(np.nanmean(data.train, axis=0))
     shares = data.identity["missing"]
     assert shares["train"] == pytest.approx(np.isnan(data.train).mean())
@@ -82,21 +82,21 @@ def test_a_csv_file_may_have_gaps(tmp_path):
     json.dumps(data.identity, allow_nan=False)
 
 
-def test_arrays_may_have_gaps(tmp_path):
+def test_arrays_may_have_missing_values(tmp_path):
     rows = values()
     np.savez(tmp_path / "a.npz", train=rows[:40], test=rows[40:])
     data = load_dataset(tmp_path / "a.npz", missing=True, standardize=False)
     assert np.array_equal(data.test, np.float32(rows[40:]), equal_nan=True)
 
 
-def test_binary_values_with_gaps_are_binary(tmp_path):
+def test_binary_data_with_missing_values_stay_binary(tmp_path):
     np.save(tmp_path / "a.npy", np.where(np.isnan(values()), np.nan, values() > 0))
     data = load_dataset(tmp_path / "a.npy", missing=True)
     assert (data.observation, data.binarization) == ("bernoulli", "none")
     assert data.train.dtype == np.float32
 
 
-def test_nothing_changes_where_nothing_is_missing(tmp_path):
+def test_missing_option_changes_nothing_for_complete_data(tmp_path):
     write_csv(tmp_path / "a.csv", values(share=0))
     plain, other = (load_dataset(tmp_path / "a.csv", missing=missing) for missing in (False, True))
     for split in ("train", "validation", "test"):
@@ -105,9 +105,9 @@ def test_nothing_changes_where_nothing_is_missing(tmp_path):
     assert plain.identity == other.identity
 
 
-@pytest.mark.parametrize("word", ["", "NA", "nan", "?"])
-def test_gaps_that_are_not_announced_are_refused(tmp_path, word):
-    write_csv(tmp_path / "a.csv", values(), words=(word,))
+@pytest.mark.parametrize("marker", ["", "NA", "nan", "?"])
+def test_missing_values_need_the_option(tmp_path, marker):
+    write_csv(tmp_path / "a.csv", values(), markers=(marker,))
     with pytest.raises(UserError, match=r"if it is a missing value, use .*\(--missing at-random"):
         load_dataset(tmp_path / "a.csv")
     np.save(tmp_path / "a.npy", values())
@@ -117,17 +117,17 @@ def test_gaps_that_are_not_announced_are_refused(tmp_path, word):
         load_dataset(tmp_path / "a.npy")
 
 
-def with_(place, value):
+def with_value(place, value):
     rows = values()
     rows[place] = value
     return rows
 
 
 @pytest.mark.parametrize(
-    ("rows", "options", "words"),
+    ("rows", "options", "message"),
     [
-        (with_((slice(None), 1), np.nan), {}, r"column 2 \('b b'\) has no value in any train"),
-        (with_((7, 1), np.inf), {}, "line 9, column 2: 'inf' is infinite"),
+        (with_value((slice(None), 1), np.nan), {}, r"column 2 \('b b'\) has no value in any train"),
+        (with_value((7, 1), np.inf), {}, "line 9, column 2: 'inf' is infinite"),
         (np.full((12, 3), np.nan), {}, "has no value"),
         (
             np.abs(values()) / 99,
@@ -138,13 +138,13 @@ def with_(place, value):
     ],
     ids=["column", "infinite", "all", "grey", "kind"],
 )
-def test_what_cannot_be_used_is_refused(tmp_path, rows, options, words):
+def test_unusable_incomplete_data_are_refused(tmp_path, rows, options, message):
     write_csv(tmp_path / "a.csv", rows, names=("a", "b b", "c")[: rows.shape[1]])
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         load_dataset(tmp_path / "a.csv", missing=True, **options)
 
 
-def test_words_that_are_no_numbers_are_still_refused(tmp_path):
+def test_other_words_are_not_missing_values(tmp_path):
     (tmp_path / "a.csv").write_text("a,b\n1,\n2,many\n")
     with pytest.raises(UserError, match=r"line 3, column 2: 'many' is not a number$"):
         load_dataset(tmp_path / "a.csv", missing=True, observation="gaussian")
@@ -156,13 +156,13 @@ def test_words_that_are_no_numbers_are_still_refused(tmp_path):
 # --- models -----------------------------------------------------------------------------------
 
 
-def test_the_configuration_knows_the_ways_that_there_are():
+def test_configuration_accepts_exactly_the_missingness_mechanisms():
     assert Missing.__args__ == MISSING
     with pytest.raises(UserError, match="missing"):
         make_config({"missing": "often"}, "here")
 
 
-def test_statistics_are_of_the_observed_values(tmp_path):
+def test_statistics_use_only_observed_values(tmp_path):
     write_csv(tmp_path / "a.csv", values())
     options = {"dataset": str(tmp_path / "a.csv"), "validation": 10}
     job = make_job(small.config(missing="at-random", **options))
@@ -175,7 +175,7 @@ def test_statistics_are_of_the_observed_values(tmp_path):
 
 
 @pytest.mark.parametrize("missing", MISSING)
-def test_a_saved_model_knows_that_values_may_be_missing(tmp_path, missing):
+def test_saved_model_stores_its_missingness_mechanism(tmp_path, missing):
     model = vae(missing=missing)
     save_model(model, tmp_path)
     assert load_model(tmp_path).missing == missing
@@ -183,7 +183,7 @@ def test_a_saved_model_knows_that_values_may_be_missing(tmp_path, missing):
     assert "missing" not in vae(missing=None).architecture()
 
 
-def test_a_start_from_another_way_of_missing_is_refused(tmp_path):
+def test_warm_start_from_another_missingness_mechanism_is_refused(tmp_path):
     write_csv(tmp_path / "a.csv", values())
     run = run_of(VAE(3, (2,), ((5,),), observation="gaussian", key=jax.random.key(0)), tmp_path)
     options = {"dataset": str(tmp_path / "a.csv"), "validation": 10, "init_from": str(run)}
@@ -191,35 +191,35 @@ def test_a_start_from_another_way_of_missing_is_refused(tmp_path):
         make_job(small.config(missing="at-random", **options))
 
 
-def test_levels_with_gaps_have_no_bits_per_dimension():
+def test_incomplete_levels_have_no_bits_per_dimension():
     record = {"log_likelihood": -3.0, "stderr": 0.1}
     identity = {"observation": "discretised-gaussian", "shape": [3]}
     assert "bits_per_dimension" in summary_with_bits(record, identity)
     assert summary_with_bits(record, {**identity, "missing": {"test": 0.1}}) == record
 
 
-# --- the whole way ----------------------------------------------------------------------------
+# --- end to end -------------------------------------------------------------------------------
 
 
-def lines(path):
+def csv_rows(path):
     return list(csv.reader(path.read_text().splitlines()))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("missing", ["at-random", "not-at-random"])
-def test_from_a_file_with_gaps_to_one_without(tmp_path, missing, capsys):
+def test_incomplete_file_is_trained_on_evaluated_and_imputed(tmp_path, missing, capsys):
     write_csv(tmp_path / "a.csv", values())
     run, out = tmp_path / "run", tmp_path / "filled.csv"
-    words = "--latent-sizes 2 --hidden-sizes 5 --k 2 --epochs 2 --batch-size 10 --validation 10"
+    arguments = "--latent-sizes 2 --hidden-sizes 5 --k 2 --epochs 2 --batch-size 10 --validation 10"
     dataset = ["--dataset", str(tmp_path / "a.csv"), "--missing", missing]
-    assert main(["train", *dataset, *words.split(), "--out", str(run), "--quiet"]) == 0
+    assert main(["train", *dataset, *arguments.split(), "--out", str(run), "--quiet"]) == 0
     assert main(["evaluate", str(run), "--k", "20", "--json", "--quiet"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert np.isfinite(record["log_likelihood"])
     assert record["data"]["missing"]["test"] > 0
     assert main(["impute", str(run), str(tmp_path / "a.csv"), "--out", str(out), "--k", "20"]) == 0
     assert "with k below 25, no k-hat says" in capsys.readouterr().out
-    before, after = lines(tmp_path / "a.csv"), lines(out)
+    before, after = csv_rows(tmp_path / "a.csv"), csv_rows(out)
     assert after[0] == ["a", "b b", "c"]
     assert len(after) == 61
     for old, new in zip(itertools.chain(*before), itertools.chain(*after), strict=True):
@@ -233,14 +233,22 @@ def test_from_a_file_with_gaps_to_one_without(tmp_path, missing, capsys):
     swapped = [[line[1], line[0], line[2]] for line in before]
     (tmp_path / "swapped.csv").write_text("".join(f"{','.join(line)}\n" for line in swapped))
     other = tmp_path / "other.csv"
-    words = ["impute", str(run), str(tmp_path / "swapped.csv"), "--out", str(other), "--k", "20"]
-    assert main(words) == 0
-    found = np.float32([[float(cell) for cell in line] for line in after[1:]])
-    turned = np.float32([[float(cell) for cell in line] for line in lines(other)[1:]])
-    assert turned[:, [1, 0, 2]] == pytest.approx(found, abs=1e-5)
+    arguments = [
+        "impute",
+        str(run),
+        str(tmp_path / "swapped.csv"),
+        "--out",
+        str(other),
+        "--k",
+        "20",
+    ]
+    assert main(arguments) == 0
+    imputed = np.float32([[float(cell) for cell in line] for line in after[1:]])
+    reordered = np.float32([[float(cell) for cell in line] for line in csv_rows(other)[1:]])
+    assert reordered[:, [1, 0, 2]] == pytest.approx(imputed, abs=1e-5)
 
 
-def test_multiple_imputations_are_numbered_files(tmp_path):
+def test_multiple_imputations_are_written_to_numbered_files(tmp_path):
     rows = np.float32(values(9, seed=4))
     np.save(tmp_path / "b.npy", rows)
     run = run_of(vae(), tmp_path)
@@ -255,17 +263,17 @@ def test_multiple_imputations_are_numbered_files(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [">f8", "g", "f2", ">f4"])
-def test_tables_of_any_floating_point_are_completed_in_it(tmp_path, dtype):
-    rows = np.float16(values(9, seed=4))  # which any of them holds
+def test_imputation_keeps_the_floating_point_type(tmp_path, dtype):
+    rows = np.float16(values(9, seed=4))  # exact in every dtype
     run = run_of(vae(), tmp_path)
     np.save(tmp_path / "a.npy", rows.astype(np.float32))
     np.save(tmp_path / "b.npy", np.asfortranarray(rows.astype(dtype)))
-    expected, found = (
+    expected, result = (
         np.load(impute_file(run, tmp_path / name, tmp_path / f"out-{name}", k=5).paths[0])
         for name in ("a.npy", "b.npy")
     )
-    assert found.dtype == np.dtype(dtype)
-    np.testing.assert_array_equal(np.float32(found), np.float32(expected.astype(dtype)))
+    assert result.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(np.float32(result), np.float32(expected.astype(dtype)))
     if dtype == "f2":
         model = vae()
         bias = model.output.bias.at[:3].set(1e6)
@@ -276,7 +284,7 @@ def test_tables_of_any_floating_point_are_completed_in_it(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("name", ["b.NPY", "b.CSV"])
-def test_names_in_capitals(tmp_path, name):
+def test_uppercase_suffixes_are_accepted(tmp_path, name):
     rows = values(5)
     if name == "b.CSV":
         write_csv(tmp_path / name, rows)
@@ -288,7 +296,7 @@ def test_names_in_capitals(tmp_path, name):
     if name == "b.NPY":
         assert np.isfinite(np.load(tmp_path / f"out-{name}")).all()
     else:
-        assert len(lines(tmp_path / f"out-{name}")) == 6
+        assert len(csv_rows(tmp_path / f"out-{name}")) == 6
     assert {path.name for path in tmp_path.iterdir()} == {"run", name, f"out-{name}"}
 
 
@@ -296,14 +304,14 @@ def test_names_in_capitals(tmp_path, name):
 @pytest.mark.parametrize(
     "command", [("impute", "RUN", "a.csv", "--out", "b.csv"), ("evaluate", "RUN")]
 )
-def test_seeds_that_are_none_are_refused(command, seed, capsys):
+def test_invalid_seeds_are_refused(command, seed, capsys):
     assert main([*command, f"--seed={seed}"]) == 2
     assert capsys.readouterr().err == (
         f"iwae: seed is {seed}; it must be at least 0 and below 2147483648\n"
     )
 
 
-def test_every_line_of_a_single_column_is_completed(tmp_path):
+def test_every_line_of_a_single_column_is_imputed(tmp_path):
     run = run_of(vae(1), tmp_path)
     (tmp_path / "b.csv").write_bytes("Größe\n1.5\n\nNA\n2.50\n".encode())
     (path,) = impute_file(run, tmp_path / "b.csv", tmp_path / "c.csv", k=3).paths
@@ -312,19 +320,19 @@ def test_every_line_of_a_single_column_is_completed(tmp_path):
     assert np.isfinite(np.float64(cells)).all()
 
 
-def test_counts_and_categories_are_written_as_whole_numbers(tmp_path):
+def test_imputed_counts_and_categories_are_integers(tmp_path):
     kind = make_kind("table", columns=("poisson", "categorical:3"))
     run = run_of(vae(2, observation=kind), tmp_path)
     (tmp_path / "b.csv").write_text("1,\n,2\n")
     (path,) = impute_file(run, tmp_path / "b.csv", tmp_path / "c.csv", draws=1, k=3).paths
-    (first, category), (count, last) = lines(path)
+    (first, category), (count, last) = csv_rows(path)
     assert (first, last) == ("1", "2")
     assert category in "012"
     assert count == str(int(count))
 
 
 @pytest.mark.parametrize(
-    ("name", "rows", "words"),
+    ("name", "rows", "message"),
     [
         ("b.npy", np.zeros((2, 4)), "has 4 columns, but .* was trained on data with 3"),
         ("b.npy", np.full((2, 3), np.inf), "row 1, column 1 is infinite"),
@@ -334,15 +342,15 @@ def test_counts_and_categories_are_written_as_whole_numbers(tmp_path):
         ("c.npy", None, "cannot be read"),
     ],
 )
-def test_a_table_that_does_not_fit_is_refused(tmp_path, name, rows, words):
+def test_incompatible_table_is_refused(tmp_path, name, rows, message):
     run = run_of(vae(), tmp_path)
     if rows is not None:
         (np.save if name.endswith("y") else np.savez)(tmp_path / name, rows)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         impute_file(run, tmp_path / name, tmp_path / "out.npy")
 
 
-def test_an_archive_under_the_name_of_an_array_is_refused(tmp_path):
+def test_npz_named_npy_is_refused(tmp_path):
     run = run_of(vae(), tmp_path)
     np.savez(tmp_path / "b.npz", train=np.zeros((2, 3)), test=np.zeros((2, 3)))
     (tmp_path / "b.npz").rename(tmp_path / "b.npy")
@@ -350,13 +358,13 @@ def test_an_archive_under_the_name_of_an_array_is_refused(tmp_path):
         impute_file(run, tmp_path / "b.npy", tmp_path / "out.npy")
 
 
-def test_a_table_of_a_run_that_knows_no_gaps_is_refused_too():
+def test_imputing_a_mixed_table_needs_a_model_for_missing_values():
     kind = make_kind("table", columns=("gaussian", "poisson", "gaussian"))
     with pytest.raises(UserError, match="was not made for missing values"):
         impute(vae(observation=kind, missing=None), values(4), jax.random.key(0))
 
 
-def test_a_run_that_knows_no_gaps_fills_none(tmp_path):
+def test_imputing_a_file_needs_a_model_for_missing_values(tmp_path):
     run = run_of(vae(missing=None), tmp_path)
     write_csv(tmp_path / "b.csv", values(4))
     with pytest.raises(UserError, match="was not made for missing values: train with --missing"):
@@ -368,7 +376,7 @@ def test_a_run_that_knows_no_gaps_fills_none(tmp_path):
     ("shape", "missing", "drawn"),
     [((4, 4), "at-random", "reconstructions"), ((2,), "not-at-random", "scatter")],
 )
-def test_gaps_are_drawn(tmp_path, shape, missing, drawn):
+def test_incomplete_data_are_drawn(tmp_path, shape, missing, drawn):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(60, *shape)) > 0 if len(shape) > 1 else rng.normal(size=(60, *shape))
     gaps = rng.random(rows.shape) < 0.2

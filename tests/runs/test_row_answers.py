@@ -1,4 +1,4 @@
-"""Answers about rows of a file: latents, scores, conditional draws, completed tables."""
+"""Results for rows of a file: latents, scores, conditional draws and imputed tables."""
 
 import shutil
 from decimal import Decimal
@@ -72,13 +72,16 @@ def linear(missing=None):
     return eqx.tree_at(where, model, values)
 
 
-def conditional(known):
+def conditional_moments(known):
     """Mean and covariance of the unknown values given the known ones."""
-    there = ~np.isnan(known)
-    inner, cross = COVARIANCE[np.ix_(there, there)], COVARIANCE[np.ix_(~there, there)]
-    gain = cross @ np.linalg.inv(inner)
-    mean = BIAS[~there] + gain @ (known[there] - BIAS[there])
-    return mean, COVARIANCE[np.ix_(~there, ~there)] - gain @ cross.T
+    observed = ~np.isnan(known)
+    observed_covariance, cross = (
+        COVARIANCE[np.ix_(observed, observed)],
+        COVARIANCE[np.ix_(~observed, observed)],
+    )
+    gain = cross @ np.linalg.inv(observed_covariance)
+    mean = BIAS[~observed] + gain @ (known[observed] - BIAS[observed])
+    return mean, COVARIANCE[np.ix_(~observed, ~observed)] - gain @ cross.T
 
 
 @pytest.mark.parametrize(
@@ -87,13 +90,13 @@ def conditional(known):
 )
 def test_draws_given_some_values_have_the_conditional_distribution(missing, method, k):
     known = np.float32([2.0, np.nan, np.nan])
-    found = sample_given(linear(missing), known, key(1), 4000, k=k, method=method)
-    mean, covariance = conditional(known)
-    np.testing.assert_array_equal(found.rows[:, 0], 2.0)
-    drawn = found.rows[:, 1:]
-    error = np.sqrt(np.diag(covariance) * (1 / 4000 + 1 / found.ess))
+    given = sample_given(linear(missing), known, key(1), 4000, k=k, method=method)
+    mean, covariance = conditional_moments(known)
+    np.testing.assert_array_equal(given.rows[:, 0], 2.0)
+    drawn = given.rows[:, 1:]
+    error = np.sqrt(np.diag(covariance) * (1 / 4000 + 1 / given.ess))
     assert (np.abs(drawn.mean(axis=0) - mean) < 4 * error).all()
-    assert (np.abs(BIAS[1:] - mean) > 8 * error).all()  # without the known value, seen
+    assert (np.abs(BIAS[1:] - mean) > 8 * error).all()  # the known value matters
     np.testing.assert_allclose(np.cov(drawn.T), covariance, atol=0.15)
     assert np.abs(COVARIANCE[1:, 1:] - covariance).max() > 0.3
 
@@ -103,7 +106,7 @@ BITS = np.float32([[0, 0], [0, 1], [1, 0], [1, 1]])
 
 
 def mixed(latents, missing):
-    """A real value, a category of three and a bit, which depend strongly on the latents."""
+    """A real value, one of three categories and a bit, all strongly dependent on the latents."""
     kind = make_kind("table", columns=("gaussian", "categorical:3", "bernoulli"))
     n = 2 if latents == "bernoulli" else 1
     model = VAE(3, (n,), ((),), latents=latents, observation=kind, missing=missing, key=key(4))
@@ -113,7 +116,7 @@ def mixed(latents, missing):
 
 
 def category_probabilities(model, x, points):
-    """p(category|the other values), by a sum over latents: all of them, or a grid."""
+    """p(category | other values), by summation over all latents or over a grid of them."""
     rows = np.repeat(np.float32(x)[None], 3, axis=0)
     rows[:, 1] = range(3)
     each = jax.vmap(lambda row: jax.vmap(lambda z: model.log_joint(row, (z,)))(points))(rows)
@@ -121,7 +124,7 @@ def category_probabilities(model, x, points):
 
 
 @pytest.mark.parametrize(("latents", "points"), [("bernoulli", BITS), ("normal", GRID)])
-def test_categories_have_the_probabilities_of_enumeration(latents, points):
+def test_category_draws_match_enumerated_probabilities(latents, points):
     x, draws, k = np.float32([0.8, np.nan, 1.0]), 4000, 20_000
     for missing in (None, "at-random"):
         model = mixed(latents, missing)
@@ -130,14 +133,14 @@ def test_categories_have_the_probabilities_of_enumeration(latents, points):
         found = [(given.rows[:, 1], given.ess)]
         if missing:
             filled = multiple_imputations(model, x[None], key(2), draws=draws, k=k)[:, 0]
-            found.append((filled[:, 1], given.ess))  # of particles from q(z|x), as many
+            found.append((filled[:, 1], given.ess))  # of as many particles from q(z|x)
             assert impute(model, x[None], key(3), k=k)[0, 1] == exact.argmax()
         for drawn, ess in found:
             share = np.bincount(drawn.astype(int), minlength=3) / draws
             error = np.sqrt(exact * (1 - exact) * (1 / draws + 1 / ess))
             assert (np.abs(share - exact) < 4 * error).all()
         wrong = category_probabilities(model, [-x[0], np.nan, 0.0], points)
-        assert np.abs(exact - wrong).max() > 8 * error.max()  # what is known matters
+        assert np.abs(exact - wrong).max() > 8 * error.max()  # the known values matter
 
 
 def test_too_few_effective_particles_are_refused():
@@ -145,7 +148,7 @@ def test_too_few_effective_particles_are_refused():
         sample_given(linear(), np.float32([30.0, np.nan, np.nan]), key(), 5, k=50)
 
 
-def test_latents_are_those_of_the_posterior():
+def test_encoded_latents_match_the_true_posterior():
     x = np.float32([[2.0, -0.3, -1.0], [1.0, 0.0, -2.0]])
     precision = 1 + (WEIGHT**2).sum() / SCALE**2
     mean = (x - BIAS) @ WEIGHT.T / SCALE**2 / precision
@@ -156,20 +159,20 @@ def test_latents_are_those_of_the_posterior():
     np.testing.assert_allclose(exact.scale, precision**-0.5, atol=0.02)
 
 
-def test_errors_of_scores_cover_the_exact_likelihood():
+def test_score_errors_cover_the_exact_likelihood():
     rng = np.random.default_rng(0)
     x = rng.multivariate_normal(BIAS, COVARIANCE, size=200).astype(np.float32)
-    found = score(linear(), x, key(), k=500)
-    inner = x - BIAS
-    quadratic = (inner @ np.linalg.inv(COVARIANCE) * inner).sum(axis=1)
+    scores = score(linear(), x, key(), k=500)
+    centred = x - BIAS
+    quadratic = (centred @ np.linalg.inv(COVARIANCE) * centred).sum(axis=1)
     exact = -0.5 * (quadratic + np.linalg.slogdet(2 * np.pi * COVARIANCE)[1])
-    off = (found.log_likelihood - exact) / found.error
-    assert 0.7 < off[found.pareto_k < 0.7].std() < 1.4
+    z_scores = (scores.log_likelihood - exact) / scores.error
+    assert 0.7 < z_scores[scores.pareto_k < 0.7].std() < 1.4
 
 
-def test_p_values_count_the_reference_that_is_at_most_as_likely():
-    found = outlier_p_values(np.array([-5.0, -1.0, 0.0, 3.0]), np.array([0.0, -1.0, 2.0]))
-    np.testing.assert_array_equal(found, [1 / 4, 2 / 4, 3 / 4, 1])
+def test_p_values_count_reference_rows_that_are_at_most_as_likely():
+    p_values = outlier_p_values(np.array([-5.0, -1.0, 0.0, 3.0]), np.array([0.0, -1.0, 2.0]))
+    np.testing.assert_array_equal(p_values, [1 / 4, 2 / 4, 3 / 4, 1])
 
 
 def test_pool_agrees_with_a_published_example():
@@ -177,29 +180,29 @@ def test_pool_agrees_with_a_published_example():
     nhanes, n = 25, in five imputations (docs/reference/pool.scalar.html of amices/mice)."""
     estimates = np.array([26.816, 26.184, 26.692, 27.076, 26.528])
     variances = np.array([0.7888227, 0.5449227, 0.7764973, 0.6764760, 0.5379173])
-    found = pool(estimates, variances, df=24)
-    printed = {"estimate": 26.6592, "within": 0.6649272, "between": 0.1106032}
-    printed |= {"error": 0.797651**0.5, "df": 16.41929, "missing_information": 0.2522468}
-    for name, value in printed.items():
-        assert getattr(found, name) == pytest.approx(value, rel=2e-6), name
+    pooled = pool(estimates, variances, df=24)
+    expected = {"estimate": 26.6592, "within": 0.6649272, "between": 0.1106032}
+    expected |= {"error": 0.797651**0.5, "df": 16.41929, "missing_information": 0.2522468}
+    for name, value in expected.items():
+        assert getattr(pooled, name) == pytest.approx(value, rel=2e-6), name
 
 
-def test_rubins_rules():
-    """Q, U and their pool by hand, and the degrees of freedom of Barnard & Rubin (1999)."""
-    found = pool(np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.5, 0.5]), df=20)
+def test_pool_follows_rubins_rules():
+    """Compared with the rules by hand, with the degrees of freedom of Barnard & Rubin (1999)."""
+    pooled = pool(np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.5, 0.5]), df=20)
     between, total = 1.0, 0.5 + 4 / 3
     share = (4 / 3) / total
     large, observed = 2 / share**2, 21 / 23 * 20 * (1 - share)
     df = large * observed / (large + observed)
     ratio = (4 / 3) / 0.5
     np.testing.assert_allclose(
-        [found.estimate, found.error**2, found.within, found.between, found.df],
+        [pooled.estimate, pooled.error**2, pooled.within, pooled.between, pooled.df],
         [2.0, total, 0.5, between, df],
     )
-    np.testing.assert_allclose(found.missing_information, (ratio + 2 / (df + 3)) / (1 + ratio))
-    same = pool(np.ones((3, 2)), np.ones((3, 2)), df=10)
-    np.testing.assert_allclose(same.df, 11 / 13 * 10)
-    np.testing.assert_allclose(same.error, 1.0)
+    np.testing.assert_allclose(pooled.missing_information, (ratio + 2 / (df + 3)) / (1 + ratio))
+    without_between = pool(np.ones((3, 2)), np.ones((3, 2)), df=10)
+    np.testing.assert_allclose(without_between.df, 11 / 13 * 10)
+    np.testing.assert_allclose(without_between.error, 1.0)
     for bad in ((np.ones(1), np.ones(1)), (np.ones(3), np.zeros(3)), (np.ones(3), np.ones(2))):
         with pytest.raises(UserError):
             pool(*bad)
@@ -241,7 +244,7 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
-def test_answers_keep_the_order_the_ids_and_the_words(run):
+def test_results_keep_the_row_order_ids_and_words(run):
     file = run.parent / "new.csv"
     latents, scores = encode_rows(run, file), score_rows(run, file, k=30)
     assert list(latents) == ["name", "z1", "z1_sd"]
@@ -252,13 +255,13 @@ def test_answers_keep_the_order_the_ids_and_the_words(run):
     (run.parent / "turned.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
     other = run.parent / "turned.csv"
     np.testing.assert_array_equal(encode_rows(run, other)["z1"][::-1], latents["z1"])
-    turned = score_rows(run, other, k=40_000, p_values=False)["log_likelihood"][::-1]
-    whole = score_rows(run, file, k=40_000, p_values=False)
-    assert (whole["monte_carlo_error"][1:] < 0.1).all()  # the first row's may be larger
-    np.testing.assert_allclose(turned[1:], whole["log_likelihood"][1:], atol=0.25)
+    reordered = score_rows(run, other, k=40_000, p_values=False)["log_likelihood"][::-1]
+    scored = score_rows(run, file, k=40_000, p_values=False)
+    assert (scored["monte_carlo_error"][1:] < 0.1).all()  # the first row's may be larger
+    np.testing.assert_allclose(reordered[1:], scored["log_likelihood"][1:], atol=0.25)
 
 
-def test_completed_tables_keep_what_was_observed(run):
+def test_imputation_keeps_observed_values(run):
     written = "\ufeff" + TABLE.replace("a;31,5", '"a";"31,50"').replace("\n", "\r\n")
     (run.parent / "written.csv").write_text(written, newline="")
     (path,) = impute_file(run, run.parent / "written.csv", run.parent / "full.csv", k=20).paths
@@ -277,7 +280,7 @@ def test_completed_tables_keep_what_was_observed(run):
         np.testing.assert_array_equal(one[~gaps], rows.values[~gaps])
 
 
-def test_words_and_ids_of_a_table_without_a_header_are_found_again(tmp_path):
+def test_imputation_keeps_words_and_ids_of_a_table_without_a_header(tmp_path):
     lines = [f"p{i},{['Oslo', 'Paris'][i % 2]},{i % 7 + 0.25}" for i in range(40)]
     (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
     config = TrainConfig(
@@ -299,7 +302,7 @@ def test_words_and_ids_of_a_table_without_a_header_are_found_again(tmp_path):
     assert float(first[2]) > -10
 
 
-def test_a_carriage_return_in_a_cell_ends_no_line_of_the_completed_table(run):
+def test_imputation_keeps_a_carriage_return_within_its_cell(run):
     file, out = run.parent / "returns.csv", run.parent / "returned.csv"
     file.write_text(TABLE.replace("b;;", '"b\rb";;'), newline="")
     impute_file(run, file, out, k=20)
@@ -307,7 +310,7 @@ def test_a_carriage_return_in_a_cell_ends_no_line_of_the_completed_table(run):
 
 
 @pytest.mark.parametrize(
-    ("text", "rows", "names", "found"),
+    ("text", "rows", "names", "expected"),
     [
         (
             "\ufeff'a','n'\r\n'1.50',''\r\n\r\n2,\r\n",
@@ -319,8 +322,8 @@ def test_a_carriage_return_in_a_cell_ends_no_line_of_the_completed_table(run):
         ("1,\n,2\n", [{1: "7"}, {0: "8"}], None, "1,7\n8,2\n"),
     ],
 )
-def test_text_around_gaps_stays_as_it_was_written(text, rows, names, found, tmp_path):
-    """Byte order mark, quotes (here single ones), line ends, empty lines."""
+def test_imputation_keeps_the_text_around_missing_cells(text, rows, names, expected, tmp_path):
+    """Byte order mark, quotes (single ones here), line endings and empty lines."""
     (tmp_path / "in.csv").write_text(text.replace("'", '"'), newline="")
     added = [str(i) for i in range(len(names or ()))]
     changes = [
@@ -329,7 +332,7 @@ def test_text_around_gaps_stays_as_it_was_written(text, rows, names, found, tmp_
     ]
     parts = filled_text(tmp_path / "in.csv", ",", 2, changes, names=names, copies=2)
     same, changed = ("".join(part).replace('"', "'") for part in zip(*parts, strict=True))
-    assert changed == found
+    assert changed == expected
     assert names or same == text
     with pytest.raises(UserError, match="changed while it was read"):
         list(
@@ -337,15 +340,15 @@ def test_text_around_gaps_stays_as_it_was_written(text, rows, names, found, tmp_
         )
 
 
-def test_an_empty_line_of_a_single_column_is_a_row(tmp_path):
+def test_empty_line_of_a_single_column_is_a_row(tmp_path):
     (tmp_path / "in.csv").write_text("\nx\n1\n\n\n2\n\n")
     rows = [[Changes(cells, ())] for cells in ({}, {0: "7"}, {0: "8"}, {})]
     found = filled_text(tmp_path / "in.csv", ",", 1, rows, names=())
     assert "".join(line for (line,) in found) == "\nx\n1\n7\n8\n2\n\n"
 
 
-def test_completed_parquet_files_keep_their_columns_and_types(run):
-    """Its dictionary lacks a category that may be imputed."""
+def test_imputed_parquet_files_keep_their_columns_and_types(run):
+    """The dictionary lacks a category that may be imputed."""
     city = pa.array(["Oslo", None, "Oslo", "Oslo"]).dictionary_encode()
     table = pa.table(
         {
@@ -375,7 +378,7 @@ MANY = [f"w{i}" for i in range(150)]
 
 
 @pytest.mark.parametrize(
-    ("kind", "new", "found", "wanted"),
+    ("kind", "new", "expected", "expected_type"),
     [
         (pa.int8(), [[5, 300]], [[5, 300]], pa.int64()),
         (pa.int8(), [[5, 6], [300]], [[5, 6], [300]], pa.int64()),  # 5 was written as int8
@@ -390,22 +393,22 @@ MANY = [f"w{i}" for i in range(150)]
         (NARROW, [["a"], MANY], [["a"], MANY], WIDE),
     ],
 )
-def test_types_widen_only_if_they_have_to(kind, new, found, wanted, tmp_path):
+def test_parquet_types_widen_only_if_necessary(kind, new, expected, expected_type, tmp_path):
     path = tmp_path / "out.parquet"
     with filled_parquet(path) as (write, lines):
-        for cells in new:  # a cell that stays as it is, and gaps
+        for cells in new:  # an observed cell, and missing ones
             column = pa.array([None] * (len(cells) + 1), kind)
-            there = np.arange(len(cells) + 1) == 0
-            whole = np.array(cells[:1] + cells, object if isinstance(cells[0], str) else None)
-            write(pa.table({"x": column}), Piece({"x": whole}, {"x": ~there}, {}))
-    told = [f"column 'x' is {wanted}: {kind} does not hold imputed values"]
-    assert lines == (told if wanted != kind else [])
+            observed = np.arange(len(cells) + 1) == 0
+            imputed = np.array(cells[:1] + cells, object if isinstance(cells[0], str) else None)
+            write(pa.table({"x": column}), Piece({"x": imputed}, {"x": ~observed}, {}))
+    remark = [f"column 'x' is {expected_type}: {kind} does not hold imputed values"]
+    assert lines == (remark if expected_type != kind else [])
     column = parquet.read_table(path)["x"]
-    assert column.type == wanted
-    assert column.to_pylist() == [one for cells in found for one in (None, *cells)]
+    assert column.type == expected_type
+    assert column.to_pylist() == [one for cells in expected for one in (None, *cells)]
 
 
-def test_a_column_of_k_hat_is_added_on_request(run):
+def test_k_hat_columns_are_added_on_request(run):
     file, out = run.parent / "new.csv", run.parent / "khat.csv"
     done = impute_file(run, file, out, k=25, khat=True, anneal=False)
     (path,), gaps = done.paths, np.isnan(read_rows(row_reading_model(run), file).values).any(axis=1)
@@ -422,7 +425,7 @@ def test_a_column_of_k_hat_is_added_on_request(run):
 
 
 @pytest.mark.slow
-def test_samples_are_in_the_units_and_words_of_the_table(run):
+def test_samples_have_the_units_and_words_of_the_table(run):
     cells, weighed = sample_rows(run, 50)
     assert weighed is None
     assert list(cells) == ["age", "city", "paid"]
@@ -434,17 +437,17 @@ def test_samples_are_in_the_units_and_words_of_the_table(run):
     assert given["paid"].all()
     assert weighed.ess > 10
     assert -1 < weighed.pareto_k < 0.7
-    for wrong, words in (
+    for wrong, message in (
         ({"town": "x"}, "no column 'town'"),
         ({"city": "Rome"}, "no level 'Rome'"),
         ({"paid": "1"}, "no level '1'; known: False, True"),
     ):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=message):
             sample_rows(run, 5, given=wrong)
 
 
-def test_grey_images_are_rows_of_a_model_of_colour(tmp_path):
-    """As they are in training, beside images in colour."""
+def test_grey_images_are_accepted_by_a_colour_model(tmp_path):
+    """As in training, where grey images may appear beside colour ones."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 2), np.uint8)
     for i, one in enumerate(pixels):
         Image.fromarray(one).save(tmp_path / f"{i}.png")
@@ -454,8 +457,8 @@ def test_grey_images_are_rows_of_a_model_of_colour(tmp_path):
     np.testing.assert_array_equal(values.reshape(2, 3, 2, 3), np.stack([pixels] * 3, axis=-1))
 
 
-def test_images_of_another_shape_are_refused_though_they_have_as_many_values(tmp_path):
-    """Read row by row, a picture that lies on its side would get the likelihood of another."""
+def test_images_of_another_shape_with_as_many_values_are_refused(tmp_path):
+    """Read row by row, a picture on its side would get the likelihood of another picture."""
     Image.fromarray(np.zeros((2, 3), np.uint8)).save(tmp_path / "lying.png")
     np.save(tmp_path / "flat.npy", np.zeros((2, 6), np.uint8))
     model = VAE(6, (1,), ((2,),), observation="logistic-mixture", key=key())
@@ -465,7 +468,7 @@ def test_images_of_another_shape_are_refused_though_they_have_as_many_values(tmp
     assert read_rows(fit, tmp_path / "flat.npy").values.shape == (2, 6)
 
 
-def test_sub_folders_are_the_labels_of_a_conditional_model(tmp_path):
+def test_subfolders_give_the_labels_of_a_conditional_model(tmp_path):
     for i, label in enumerate(["cat", "dog", "cat"]):
         (tmp_path / "in" / label).mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((2, 2), i, np.uint8)).save(tmp_path / "in" / label / f"{i}.png")
@@ -486,8 +489,8 @@ def test_sub_folders_are_the_labels_of_a_conditional_model(tmp_path):
         read_rows(fit, tmp_path / "in")
 
 
-def test_grey_levels_are_binarised_by_the_rule_of_the_run(tmp_path):
-    """Those of a test set are the draws that `evaluate` measures."""
+def test_grey_levels_are_binarised_as_in_the_run(tmp_path):
+    """For the rows of a test set, these are the draws that `evaluate` uses."""
     grey = np.random.default_rng(0).integers(0, 256, (40, 2, 3), np.uint8)
     np.save(tmp_path / "grey.npy", grey)
     data = load_dataset(tmp_path / "grey.npy")
@@ -503,7 +506,7 @@ def test_grey_levels_are_binarised_by_the_rule_of_the_run(tmp_path):
         read_rows(fit, tmp_path / "wrong.npy")
 
 
-def test_observed_fractions_stay_in_a_parquet_column_that_was_whole(tmp_path):
+def test_parquet_column_of_integers_keeps_observed_fractions(tmp_path):
     columns = (Column("age", "gaussian", whole=True), Column("kids", "gaussian", whole=True))
     table = pa.table({"id": ["a", "b"], "age": [30.5, None], "kids": [2, None]})
     parquet.write_table(table, tmp_path / "in.parquet")
@@ -516,8 +519,8 @@ def test_observed_fractions_stay_in_a_parquet_column_that_was_whole(tmp_path):
     assert parquet.read_table(path).equals(expected)
 
 
-def test_decimal_commas_are_those_of_the_numbers(tmp_path):
-    """Commas and points in words say nothing, and a column without marks follows the others."""
+def test_decimal_commas_are_detected_in_numbers_only(tmp_path):
+    """Marks in words are ignored, and a column without marks follows the other columns."""
     for cell, comma in (("40.5", False), ("40,5", True)):
         (tmp_path / "in.csv").write_text(f"age;city;kids\n{cell};Oslo, St. North;1\n;;2\n")
         text = read_table(tmp_path / "in.csv").text
@@ -525,20 +528,20 @@ def test_decimal_commas_are_those_of_the_numbers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         ('age=40, city = New York ,size=5"', {"age": "40", "city": "New York", "size": '5"'}),
         ('city="Oslo, ""North""", "a=b, c"=a=b', {"city": 'Oslo, "North"', "a=b, c": "a=b"}),
         (' "x"="" ', {"x": ""}),
     ],
 )
-def test_given_values_are_quoted_as_in_a_csv_file(text, found):
-    assert _parse_given(text) == found
+def test_given_values_are_quoted_as_in_a_csv_file(text, expected):
+    assert _parse_given(text) == expected
     assert _parse_given(None) == {}
 
 
 @pytest.mark.parametrize("text", ["", "age", "age=", "=4", "age=1,,b=2", 'a="1, b=2', 'a="1"2'])
-def test_given_values_of_another_form_are_refused(text):
+def test_malformed_given_values_are_refused(text):
     with pytest.raises(
         UserError, match=r"--given: .* is not NAME=VALUE, such as 'age=40, city=Oslo'"
     ):
@@ -546,13 +549,13 @@ def test_given_values_of_another_form_are_refused(text):
 
 
 @pytest.mark.parametrize("word", ["old", "nan", "inf", "1_0", "٤٠", "31,5"])
-def test_given_numbers_are_those_of_a_file(word):
-    """Python takes 1_0 for 10, and NaN would be no condition."""
+def test_given_numbers_are_parsed_strictly(word):
+    """Python reads 1_0 as 10, and NaN is no condition."""
     with pytest.raises(UserError, match="age is a number, not"):
         _value(Column("age", "gaussian"), word)
 
 
-def test_rows_of_a_conditional_model_come_with_their_labels(tmp_path, capsys):
+def test_samples_of_a_conditional_model_include_their_labels(tmp_path, capsys):
     lines = [f"{i % 7 + 0.25},{'ab'[i % 3 == 0]}" for i in range(60)]
     (tmp_path / "t.csv").write_text("\n".join(["size,kind", *lines]) + "\n")
     config = TrainConfig(
@@ -577,7 +580,7 @@ def test_rows_of_a_conditional_model_come_with_their_labels(tmp_path, capsys):
     assert "without the labels" in capsys.readouterr().out
 
 
-def test_no_answer_makes_a_folder(run, capsys):
+def test_commands_do_not_create_the_output_folder(run, capsys):
     file, folder = str(run.parent / "new.csv"), run.parent / "none"
     for command in ("encode", "score", "impute"):
         assert main([command, str(run), file, "--out", str(folder / "x.csv")]) == 2
@@ -585,7 +588,7 @@ def test_no_answer_makes_a_folder(run, capsys):
     assert not folder.exists()
 
 
-def test_a_run_that_is_not_finished_says_how_to_resume(run, caplog):
+def test_unfinished_run_says_how_to_resume(run, caplog):
     file, copy = run.parent / "new.csv", run.parent / "unfinished"
     shutil.copytree(run, copy)
     encode_rows(copy, file)
@@ -599,36 +602,36 @@ def test_a_run_that_is_not_finished_says_how_to_resume(run, caplog):
         encode_rows(copy, file)
 
 
-def test_rows_that_do_not_fit_are_refused(run):
+def test_incompatible_rows_are_refused(run):
     file = run.parent / "bad.csv"
-    for text, words in (
+    for text, message in (
         ("name;age;city;paid\na;1,0;Rome;True\n", "no level 'Rome'"),
         ("name;age;paid\na;1,0;True\n", "lacks the columns? 'city'"),
         ("name;age;city;paid;x\na;1,0;Oslo;True;1\n", "columns? .x., but .*: remove"),
     ):
         file.write_text(text)
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=message):
             encode_rows(run, file)
     file.write_text("name;age;city;paid\na;1,0;Rome;True\n")
     assert np.isfinite(encode_rows(run, file, unknown="missing")["z1"]).all()
 
 
 def test_large_tables_are_read_from_disk(run, monkeypatch):
-    """With the same answers; slabs of one row, so that rows are read and written in pieces."""
+    """With the same results; slabs of one row make it read and write in pieces."""
     frame = pd.read_csv(run.parent / "new.csv", sep=";", decimal=",")
     frame.to_parquet(run.parent / "new.parquet")
     file, full = run.parent / "new.parquet", run.parent / "full.parquet"
 
-    def answers():
+    def results():
         impute_file(run, file, full, k=20, overwrite=True)
         found = encode_rows(run, file), score_rows(run, file, k=30), pd.read_parquet(full)
         return [{name: list(one[name]) for name in one} for one in found]
 
-    memory = answers()
+    memory = results()
     monkeypatch.setattr("iwae.runs.row_reading.is_large_own_file", lambda _: True)
     monkeypatch.setattr("iwae.evaluation.examples.SLAB_ROWS", 1)
     assert not isinstance(read_rows(row_reading_model(run), file).values, np.ndarray)
-    for one, other in zip(answers(), memory, strict=True):
+    for one, other in zip(results(), memory, strict=True):
         assert one.keys() == other.keys()
         for name, cells in one.items():
             if isinstance(cells[0], str | bool):

@@ -1,4 +1,4 @@
-"""Run folders: the same result however often a run is stopped, killed, damaged or taken back."""
+"""Run folders: the same result however often a run is stopped, killed, damaged or rewound."""
 
 import json
 import logging
@@ -33,8 +33,8 @@ from iwae.training.loop import NonFiniteError
 from small import PATIENT, STEPS_PER_EPOCH, bits, finished, newest, outcome, train_in
 
 
-def signalled(reports, number, at_step):
-    """The reports, with a signal to this process once the run has reached a step."""
+def with_signal(reports, number, at_step):
+    """Yield the reports, and signal this process once the run has reached a step."""
     sent = False
     for report in reports:
         yield report
@@ -45,12 +45,12 @@ def signalled(reports, number, at_step):
 
 def stop(reports, number, at_step):
     with pytest.raises(Stopped, match=signal.Signals(number).name) as caught:
-        exhaust(signalled(reports, number, at_step))
+        exhaust(with_signal(reports, number, at_step))
     assert caught.value.signal_number == number
 
 
 def kill(reports, at_step):
-    """Leave everything as it is once a run has reached a step."""
+    """Abandon a run once it has reached a step, as a kill would."""
     for report in reports:
         if report.step >= at_step:
             return reports.close()
@@ -64,13 +64,13 @@ def exhaust(reports):
 
 @pytest.fixture
 def step_by_step(monkeypatch):
-    """Dispatches of one step, after a first one of twenty."""
+    """Make every dispatch a single step, after a first one of twenty."""
     monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.0)
 
 
 @pytest.fixture
-def always_saved(monkeypatch):
-    """A checkpoint after every dispatch."""
+def save_every_dispatch(monkeypatch):
+    """Save a checkpoint after every dispatch."""
     monkeypatch.setattr(start_and_resume, "CHECKPOINT_SECONDS", -1.0)
 
 
@@ -82,13 +82,13 @@ def steps_of(run):
     return [int(path.stem) for path in list_checkpoints(run / "checkpoints")]
 
 
-# What is in the folder
+# Contents of the folder
 
 
 @pytest.mark.slow
-def test_a_run_leaves_all_that_its_description_names():
-    run, later = finished(), {"evaluations", "figures"}  # which other tests may have written
-    assert {path.name for path in run.iterdir()} - later == {
+def test_run_folder_has_the_documented_contents():
+    run, optional = finished(), {"evaluations", "figures"}  # from other tests
+    assert {path.name for path in run.iterdir()} - optional == {
         *("config.toml", "metrics.jsonl", "tensorboard", "checkpoints", "models", "frames"),
         ".lock",
     }
@@ -97,7 +97,7 @@ def test_a_run_leaves_all_that_its_description_names():
 
 
 @pytest.mark.slow
-def test_metrics_have_a_line_of_plain_json_for_every_epoch():
+def test_metrics_have_one_line_of_plain_json_per_epoch():
     run = finished()
     lines = (run / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line, parse_constant=pytest.fail) for line in lines]
@@ -115,10 +115,10 @@ def test_metrics_have_a_line_of_plain_json_for_every_epoch():
 
 
 @pytest.mark.slow
-def test_tensorboard_has_the_same_numbers():
+def test_tensorboard_has_the_numbers_of_the_metrics():
     from tensorboardX.proto.event_pb2 import Event
 
-    found = {}
+    logged = {}
     for path in (finished() / "tensorboard").iterdir():
         content = path.read_bytes()
         while content:  # length, its checksum, the event, its checksum
@@ -126,41 +126,41 @@ def test_tensorboard_has_the_same_numbers():
             event = Event.FromString(content[12 : 12 + size])
             content = content[16 + size :]
             for value in event.summary.value:
-                found[event.step, value.tag] = value.simple_value
+                logged[event.step, value.tag] = value.simple_value
     for row in read_metrics(finished()):
         for name in ("train_bound", "train_iwae", "validation_bound", "reconstruction"):
-            assert found[row["step"], f"{name}/replicate_0"] == pytest.approx(row[name][0])
-        assert found[row["step"], "kl/replicate_0/layer_1"] == pytest.approx(row["kl"][0][0])
-        assert found[row["step"], "learning_rate"] == pytest.approx(row["learning_rate"])
+            assert logged[row["step"], f"{name}/replicate_0"] == pytest.approx(row[name][0])
+        assert logged[row["step"], "kl/replicate_0/layer_1"] == pytest.approx(row["kl"][0][0])
+        assert logged[row["step"], "learning_rate"] == pytest.approx(row["learning_rate"])
 
 
 @pytest.mark.slow
-def test_the_resolved_configuration_trains_the_same_model_again(tmp_path):
+def test_resolved_configuration_reproduces_the_run(tmp_path):
     config = read_config(finished() / "config.toml")
     assert (config.binarization, config.observation, config.layers) == ("dynamic", "bernoulli", 1)
     exhaust(start_run(config, tmp_path / "again"))
     assert outcome(tmp_path / "again") == outcome(finished())
 
 
-def test_files_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):
-    """So that a power cut leaves the old one or the new one."""
+def test_files_are_synced_before_they_are_renamed(tmp_path, monkeypatch):
+    """A power failure then leaves either the old file or the new one."""
     path, seen = tmp_path / "file", []
     monkeypatch.setattr(
         os, "fsync", lambda file: seen.append((stat.S_ISDIR(os.fstat(file).st_mode), path.exists()))
     )
     with atomic_write(path) as temporary:
         temporary.write_text("new")
-    assert seen == [(False, False), (True, True)]  # the file, then its name in the folder
+    assert seen == [(False, False), (True, True)]  # the file, then the folder with its name
 
 
-def test_a_path_from_another_folder_still_leads_to_the_data(tmp_path, monkeypatch):
+def test_relative_data_path_resolves_from_another_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(small.pictures().parent)
     train_in(tmp_path / "run", dataset="pictures.npz", epochs=1)
     monkeypatch.chdir(tmp_path)
     exhaust(resume_run(tmp_path / "run"))
 
 
-def test_the_best_model_is_that_of_the_best_validation():
+def test_best_model_has_the_best_validation_bound():
     rows = read_metrics(finished())
     values = [row["validation_bound"][0] for row in rows]
     description = json.loads((finished() / "models" / "best-0" / "model.json").read_text())
@@ -170,8 +170,8 @@ def test_the_best_model_is_that_of_the_best_validation():
 
 
 @pytest.mark.slow
-def test_the_seed_the_start_and_the_output_bias_matter(tmp_path):
-    def first_picture(**changes):
+def test_seed_and_output_bias_determine_the_initial_model(tmp_path):
+    def initial_output_bias(**changes):
         return make_job(small.config(**changes)).models[0].output.bias
 
     train_in(tmp_path / "other", seed=1, epochs=1)
@@ -182,8 +182,8 @@ def test_the_seed_the_start_and_the_output_bias_matter(tmp_path):
     ]
     assert not np.allclose(frames[0], frames[1])
     np.testing.assert_array_equal(frames[1], frames[2])
-    assert not first_picture(output_bias=False).any()
-    assert np.asarray(jax.nn.sigmoid(first_picture())) == pytest.approx(
+    assert not initial_output_bias(output_bias=False).any()
+    assert np.asarray(jax.nn.sigmoid(initial_output_bias())) == pytest.approx(
         make_job(small.config()).dataset.train_mean, rel=1e-4
     )
 
@@ -193,7 +193,7 @@ def test_the_seed_the_start_and_the_output_bias_matter(tmp_path):
 
 @pytest.mark.parametrize("at_step", quick([20, 43, 59], 43))
 @pytest.mark.usefixtures("step_by_step")
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, at_step, monkeypatch):
+def test_stopped_run_resumes_with_identical_results(tmp_path, at_step, monkeypatch):
     run = tmp_path / "run"
     stop(start_run(small.config(), run), signal.SIGTERM, at_step)
     assert steps_of(run)[-1] == at_step + 1  # one dispatch later
@@ -204,7 +204,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, at_step,
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("step_by_step")
-def test_learned_priors_and_flows_go_on_too(tmp_path, monkeypatch):
+def test_learned_priors_and_flows_resume_with_identical_results(tmp_path, monkeypatch):
     run, learned = tmp_path / "run", {"prior": "vamp:5", "posterior": "flow:2"}
     stop(start_run(small.config(**learned), run), signal.SIGTERM, 43)
     monkeypatch.undo()
@@ -212,8 +212,8 @@ def test_learned_priors_and_flows_go_on_too(tmp_path, monkeypatch):
     assert outcome(run) == outcome(finished(**learned))
 
 
-@pytest.mark.usefixtures("step_by_step", "always_saved")
-def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("step_by_step", "save_every_dispatch")
+def test_killed_run_resumes_from_its_last_checkpoint(tmp_path, monkeypatch):
     run = tmp_path / "run"
     kill(start_run(small.config(), run), at_step=33)
     with (run / "metrics.jsonl").open("a") as file:
@@ -226,7 +226,7 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path, monkey
     assert outcome(run) == outcome(finished())
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path, caplog):
+def test_run_killed_before_its_first_checkpoint_restarts(tmp_path, caplog):
     run = tmp_path / "run"
     kill(start_run(small.config(), run), at_step=1)
     exhaust(resume_run(run))
@@ -240,7 +240,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     assert outcome(run) == outcome(finished())
 
 
-def test_a_second_signal_stops_at_once(tmp_path, ctrl_c):
+def test_second_signal_stops_immediately(tmp_path, ctrl_c):
     reports = start_run(small.config(), tmp_path / "run")
     next(reports)
     os.kill(os.getpid(), signal.SIGINT)
@@ -250,8 +250,8 @@ def test_a_second_signal_stops_at_once(tmp_path, ctrl_c):
     assert signal.getsignal(signal.SIGINT) is ctrl_c
 
 
-def test_a_signal_is_kept_until_a_checkpoint_is_written(tmp_path, monkeypatch):
-    """Also one that comes while a checkpoint is being written."""
+def test_signal_takes_effect_after_a_checkpoint_is_written(tmp_path, monkeypatch):
+    """Also a signal that arrives while a checkpoint is being written."""
     save, run = start_and_resume._save, tmp_path / "run"
 
     def save_and_signal(*arguments):
@@ -291,16 +291,16 @@ sys.exit(main(sys.argv[1:]))
 
 
 class Process:
-    """`iwae train` in a process of its own, which waits for a line after every dispatch."""
+    """`iwae train` in its own process, which waits for a line of input after every dispatch."""
 
-    def __init__(self, *words):
+    def __init__(self, *arguments):
         environment = {
             **os.environ,
             "JAX_NUM_CPU_DEVICES": "2",
             "JAX_COMPILATION_CACHE_DIR": str(small.FOLDER / "compiled"),
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-c", WAITING, "train", *words],
+            [sys.executable, "-c", WAITING, "train", *arguments],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -309,21 +309,21 @@ class Process:
         )
 
     def dispatches(self, n):
-        """Wait until it waits after its n-th dispatch from here."""
+        """Wait for the n-th dispatch from here."""
         for i in range(n):
             if i:
                 print(file=self.process.stdin, flush=True)
             assert self.process.stdout.readline().strip().isdigit(), self.process.stderr.read()
 
     def end(self, number):
-        """Send a signal; the exit status and the standard error."""
+        """Send a signal; returns the exit status and standard error."""
         self.process.send_signal(number)
         _, error = self.process.communicate()
         return self.process.returncode, error
 
 
 @pytest.mark.slow
-def test_processes_are_stopped_by_signals_and_go_on(tmp_path):
+def test_processes_stopped_by_signals_resume(tmp_path):
     run = tmp_path / "run"
     small.write_config(run.with_suffix(".toml"))
     first = Process(str(run.with_suffix(".toml")), "--out", str(run))
@@ -353,10 +353,10 @@ def test_processes_are_stopped_by_signals_and_go_on(tmp_path):
     assert outcome(run) == outcome(finished())
 
 
-# Taken back to a stage
+# Rewound to a stage
 
 
-def test_a_run_can_go_back_to_the_end_of_a_stage_more_than_once(tmp_path):
+def test_run_can_be_rewound_to_the_end_of_a_stage_repeatedly(tmp_path):
     run = copy_of(finished(), tmp_path)
     for _ in range(2):
         reports = resume_run(run, stage=6)
@@ -375,19 +375,19 @@ def test_a_run_can_go_back_to_the_end_of_a_stage_more_than_once(tmp_path):
         (0, "stage 0 has no epochs in a run of 4"),
     ],
 )
-def test_a_stage_that_is_none_is_refused(stage, message):
+def test_invalid_stage_is_refused(stage, message):
     with pytest.raises(UserError, match=message):
         next(resume_run(finished(), stage=stage))
 
 
-def test_a_stage_not_reached_yet_is_refused(tmp_path):
+def test_stage_not_yet_reached_is_refused(tmp_path):
     run = copy_of(finished(), tmp_path)
     (run / "checkpoints" / "0000000120.safetensors").unlink()
     with pytest.raises(UserError, match="no checkpoint at the end of stage 7"):
         next(resume_run(run, stage=7))
 
 
-def test_old_checkpoints_are_removed_but_those_of_stages_are_not(tmp_path, monkeypatch):
+def test_old_checkpoints_are_removed_except_those_of_stages(tmp_path, monkeypatch):
     monkeypatch.setattr(start_and_resume, "CHECKPOINT_SECONDS", -1.0)
     train_in(tmp_path / "run")
     kept = steps_of(tmp_path / "run")
@@ -399,13 +399,13 @@ def test_old_checkpoints_are_removed_but_those_of_stages_are_not(tmp_path, monke
 
 
 def damage(path):
-    """Change one byte of a file, behind its header."""
+    """Change one byte of a file after its header."""
     content = bytearray(path.read_bytes())
     content[len(content) * 3 // 4] ^= 0x10
     path.write_bytes(content)
 
 
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, caplog):
+def test_damaged_checkpoint_is_reported_and_the_previous_one_used(tmp_path, caplog):
     run = copy_of(finished(), tmp_path)
     damage(run / "checkpoints" / "0000000120.safetensors")
     reports = list(resume_run(run))
@@ -416,11 +416,11 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, c
     assert outcome(run) == outcome(finished())
 
 
-@pytest.mark.parametrize("what", [damage, Path.unlink])
-def test_where_no_checkpoint_is_left_the_run_is_not_trained_again_unasked(tmp_path, what, caplog):
+@pytest.mark.parametrize("destroy", [damage, Path.unlink])
+def test_run_without_readable_checkpoints_is_not_retrained(tmp_path, destroy, caplog):
     run = copy_of(finished(), tmp_path)
     for path in list_checkpoints(run / "checkpoints"):
-        what(path)
+        destroy(path)
     with pytest.raises(
         UserError, match=rf"no readable checkpoint left.*: iwae train {run}/config.toml"
     ):
@@ -445,7 +445,7 @@ def test_where_no_checkpoint_is_left_the_run_is_not_trained_again_unasked(tmp_pa
         *("{", '{"epoch": 1, "step": null}', '{"epoch": 2, "step": 60}', "\xff"),
     ),
 )
-def test_a_damaged_line_of_metrics_is_left_out_and_blocks_nothing(tmp_path, caplog, line):
+def test_damaged_metrics_line_is_skipped_and_does_not_block_resuming(tmp_path, caplog, line):
     run = copy_of(finished(), tmp_path)
     lines = (run / "metrics.jsonl").read_text().splitlines()
     lines[1] = line
@@ -463,7 +463,7 @@ def test_a_damaged_line_of_metrics_is_left_out_and_blocks_nothing(tmp_path, capl
         ({"epochs": 8, "k": 3}, "epochs was 4, now 8; k was 2, now 3"),
     ],
 )
-def test_a_run_whose_configuration_was_edited_does_not_go_on(tmp_path, changes, message):
+def test_run_with_an_edited_configuration_is_not_resumed(tmp_path, changes, message):
     run = copy_of(finished(), tmp_path)
     edited = read_config(run / "config.toml").model_copy(update=changes)
     write_config(edited, run / "config.toml")
@@ -471,7 +471,7 @@ def test_a_run_whose_configuration_was_edited_does_not_go_on(tmp_path, changes, 
         next(resume_run(run))
 
 
-def test_a_run_goes_on_wherever_its_data_lie_now_and_however_often_it_is_looked_at(tmp_path):
+def test_data_path_and_log_interval_may_change_on_resume(tmp_path):
     run = copy_of(finished(), tmp_path)
     shutil.copy(small.pictures(), tmp_path / "pictures.npz")
     moved = {"dataset": str(tmp_path / "pictures.npz"), "log_every": 3}
@@ -479,7 +479,7 @@ def test_a_run_goes_on_wherever_its_data_lie_now_and_however_often_it_is_looked_
     assert list(resume_run(run)) == []
 
 
-def test_a_damaged_checkpoint_of_a_stage_is_an_error(tmp_path):
+def test_damaged_checkpoint_of_a_stage_is_an_error(tmp_path):
     run = copy_of(finished(), tmp_path)
     damage(run / "checkpoints" / "0000000030.safetensors")
     with pytest.raises(UserError, match="checkpoint of stage 6 is damaged"):
@@ -487,7 +487,7 @@ def test_a_damaged_checkpoint_of_a_stage_is_an_error(tmp_path):
     assert steps_of(run) == [30, 120]
 
 
-def test_other_data_under_the_same_name_are_refused(tmp_path):
+def test_changed_data_under_the_same_name_are_refused(tmp_path):
     validation = small.grey()[300:350]
     train_in(tmp_path / "run", **small.own_data(tmp_path / "own.npz", validation=validation))
     small.own_data(tmp_path / "own.npz", seed=1, validation=validation)
@@ -499,7 +499,7 @@ def test_other_data_under_the_same_name_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_data_with_a_validation_set_of_their_own_can_be_resumed(tmp_path):
+def test_run_on_data_with_their_own_validation_set_resumes(tmp_path):
     run, validation = tmp_path / "run", small.grey()[300:350]
     train_in(run, **small.own_data(tmp_path / "own.npz", validation=validation))
     before = outcome(run)
@@ -511,7 +511,7 @@ def test_data_with_a_validation_set_of_their_own_can_be_resumed(tmp_path):
 # Folders
 
 
-def test_a_folder_that_holds_something_is_refused(tmp_path):
+def test_nonempty_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match="already holds a run; continue it with --resume"):
         next(start_run(small.config(), finished()))
     (tmp_path / "notes.txt").touch()
@@ -523,8 +523,8 @@ def test_a_folder_that_holds_something_is_refused(tmp_path):
         next(resume_run(tmp_path))
 
 
-def test_two_that_start_in_one_folder_do_not_mix(tmp_path, monkeypatch):
-    """The second finds the folder empty, and only later the first one in it."""
+def test_concurrent_starts_in_one_folder_do_not_mix(tmp_path, monkeypatch):
+    """The second start finds the folder empty, and only later the first run in it."""
     run, second = tmp_path / "run", start_run(small.config(epochs=1), tmp_path / "run")
     job = make_job
 
@@ -539,7 +539,7 @@ def test_two_that_start_in_one_folder_do_not_mix(tmp_path, monkeypatch):
     assert read_config(run / "config.toml").seed == 3
 
 
-def test_one_process_at_a_time(tmp_path):
+def test_run_is_locked_by_one_process_at_a_time(tmp_path):
     first = start_run(small.config(), tmp_path / "run")
     next(first)
     with pytest.raises(UserError, match="in use by another process"):
@@ -556,7 +556,7 @@ def pair():
     return finished(replicates=2, **PATIENT)
 
 
-def test_each_replicate_of_a_run_is_the_run_of_its_seed_alone(pair):
+def test_each_replicate_matches_the_single_run_of_its_seed(pair):
     leaves = jax.tree.leaves(tuple(newest(pair))[:2])
     for replicate in (0, 1):
         alone = newest(finished(seed=replicate, **PATIENT))
@@ -569,7 +569,7 @@ def test_each_replicate_of_a_run_is_the_run_of_its_seed_alone(pair):
             assert bits(mine) == bits(load_model(other))
 
 
-def test_metrics_of_a_replicate_that_has_stopped_are_null(pair):
+def test_metrics_of_a_stopped_replicate_are_null(pair):
     stops = (newest(pair).state.step // STEPS_PER_EPOCH).tolist()
     assert stops[0] != stops[1], "choose other settings: replicates should stop apart"
     assert max(stops) < 7
@@ -582,7 +582,7 @@ def test_metrics_of_a_replicate_that_has_stopped_are_null(pair):
 
 
 @pytest.mark.usefixtures("step_by_step")
-def test_patience_is_remembered_by_a_run_that_was_stopped(pair, tmp_path, monkeypatch):
+def test_stopped_run_remembers_its_patience(pair, tmp_path, monkeypatch):
     first = int(newest(pair).state.step.min())
     run = tmp_path / "run"
     stop(start_run(small.config(replicates=2, **PATIENT), run), signal.SIGINT, first + 7)
@@ -594,7 +594,7 @@ def test_patience_is_remembered_by_a_run_that_was_stopped(pair, tmp_path, monkey
 # From a trained model
 
 
-def test_a_warm_start_has_the_weights_and_if_asked_the_optimiser(tmp_path):
+def test_warm_start_copies_the_weights_and_optionally_the_optimiser(tmp_path):
     start = finished()
     for keep in (False, True):
         job = make_job(small.config(init_from=start, keep_optimizer=keep, k=1, epochs=1))
@@ -609,7 +609,7 @@ def test_a_warm_start_has_the_weights_and_if_asked_the_optimiser(tmp_path):
     assert (config.init_from, config.keep_optimizer) == (start, True)
 
 
-def test_an_optimiser_is_kept_between_objectives_that_learn_the_same():
+def test_optimiser_state_is_kept_between_objectives_with_the_same_parameters():
     start, aiwae = finished(), {"objective": "aiwae", "temperatures": 2, "leapfrog": 1}
     state, _ = initial_job_state(
         make_job(small.config(init_from=start, keep_optimizer=True, epochs=1, **aiwae))
@@ -622,36 +622,36 @@ def test_an_optimiser_is_kept_between_objectives_that_learn_the_same():
 
 
 @pytest.mark.usefixtures("step_by_step")
-def test_a_warm_start_that_was_stopped_goes_on_without_the_run_that_it_came_from(tmp_path):
+def test_stopped_warm_start_resumes_without_its_source_run(tmp_path):
     start, run = copy_of(finished(), tmp_path), tmp_path / "run"
     config = small.config(init_from=start, keep_optimizer=True, epochs=1)
     stop(start_run(config, run), signal.SIGTERM, 20)
     shutil.rmtree(start)
     exhaust(resume_run(run))
-    whole = finished(init_from=finished(), keep_optimizer=True, epochs=1)
-    assert bits(newest(run).state) == bits(newest(whole).state)
+    uninterrupted = finished(init_from=finished(), keep_optimizer=True, epochs=1)
+    assert bits(newest(run).state) == bits(newest(uninterrupted).state)
 
 
 @pytest.mark.slow
-def test_a_warm_start_that_was_killed_at_once_starts_again_from_the_same_weights(tmp_path):
+def test_killed_warm_start_restarts_from_the_same_weights(tmp_path):
     config = small.config(init_from=finished(), keep_optimizer=True, epochs=1)
     kill(start_run(config, tmp_path / "run"), at_step=1)
     exhaust(resume_run(tmp_path / "run"))
-    whole = finished(init_from=finished(), keep_optimizer=True, epochs=1)
-    assert outcome(tmp_path / "run") == outcome(whole)
+    uninterrupted = finished(init_from=finished(), keep_optimizer=True, epochs=1)
+    assert outcome(tmp_path / "run") == outcome(uninterrupted)
 
 
-def test_a_warm_start_from_an_unfinished_run_says_so(tmp_path, caplog):
+def test_warm_start_from_an_unfinished_run_warns(tmp_path, caplog):
     make_job(small.config(init_from=finished()))
     assert not caplog.messages
     description = copy_of(finished(), tmp_path) / "models" / "final-0" / "model.json"
-    words = description.read_text().replace('"epoch": 4', '"epoch": 3')
-    description.write_text(words.replace('"finished": true', '"finished": false'))
+    text = description.read_text().replace('"epoch": 4', '"epoch": 3')
+    description.write_text(text.replace('"finished": true', '"finished": false'))
     make_job(small.config(init_from=tmp_path / "copy"))
     assert caplog.messages == [f"init_from: {tmp_path}/copy is not finished: epoch 3 of 4"]
 
 
-def test_a_start_that_fails_leaves_nothing_in_the_way_of_the_next(tmp_path):
+def test_failed_start_does_not_block_the_next(tmp_path):
     source = copy_of(finished(), tmp_path)
     shutil.rmtree(source / "checkpoints")
     config = small.config(init_from=source, keep_optimizer=True, epochs=1)
@@ -672,24 +672,24 @@ def test_a_start_that_fails_leaves_nothing_in_the_way_of_the_next(tmp_path):
         ({"replicates": 2}, "no model in .*final-1"),
     ],
 )
-def test_a_warm_start_from_another_kind_of_model_is_refused(tmp_path, changes, message):
+def test_warm_start_from_an_incompatible_model_is_refused(tmp_path, changes, message):
     config = small.config(init_from=finished(), **changes)
     with pytest.raises(UserError, match=message):
         next(start_run(config, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
-def test_an_optimiser_of_another_kind_is_refused(tmp_path):
+def test_warm_start_with_another_optimiser_is_refused(tmp_path):
     config = small.config(init_from=finished(), keep_optimizer=True, optimizer="authors")
     with pytest.raises(UserError, match="was trained with the optimizer adam, here it is authors"):
         next(start_run(config, tmp_path / "run"))
 
 
-# What is not finite
+# Non-finite values
 
 
 @pytest.mark.slow
-def test_a_run_that_breaks_keeps_its_last_good_state(tmp_path):
+def test_diverged_run_keeps_its_last_finite_state(tmp_path):
     run = tmp_path / "run"
     with pytest.raises(NonFiniteError, match=r"stopped at step 2 \(epoch 1, replicate 0\): "):
         train_in(run, learning_rate=1e30, schedule="constant")
@@ -703,7 +703,7 @@ def test_a_run_that_breaks_keeps_its_last_good_state(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_validation_bound_that_is_not_finite_stops_the_run(tmp_path):
+def test_non_finite_validation_bound_stops_the_run(tmp_path):
     images = small.grey()
     validation = images[300:350].reshape(50, 16) / np.float32(100) - 1
     validation[7, 3] = 1e30  # a square beyond float32
@@ -714,12 +714,12 @@ def test_a_validation_bound_that_is_not_finite_stops_the_run(tmp_path):
         with pytest.raises(NonFiniteError, match=r"validation of epoch 1 \(replicate 0\): .* -inf"):
             train_in(run, **changes) if not run.exists() else exhaust(resume_run(run))
         assert max(steps_of(run)) < STEPS_PER_EPOCH
-        assert read_metrics(run) == []  # in which -inf would be no JSON
+        assert read_metrics(run) == []  # -inf would not be JSON
 
 
-def test_what_is_not_finite_is_null_in_the_metrics(tmp_path, monkeypatch):
-    look = {"reconstruction": math.nan, "kl": [-math.inf, 2.0], "active_units": [1, 0]}
-    monkeypatch.setattr(metrics, "monitored_metrics", lambda *_: look)
+def test_non_finite_metrics_are_null(tmp_path, monkeypatch):
+    monitored = {"reconstruction": math.nan, "kl": [-math.inf, 2.0], "active_units": [1, 0]}
+    monkeypatch.setattr(metrics, "monitored_metrics", lambda *_: monitored)
     train_in(tmp_path / "run", epochs=1)
     (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     row = json.loads(line, parse_constant=pytest.fail)

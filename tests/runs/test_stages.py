@@ -1,4 +1,4 @@
-"""Runs in stages: the same bits wherever they stop, and what a stage has from the run."""
+"""Runs in stages: bit-for-bit resuming, and the settings that a stage inherits from its run."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ from iwae.training.stages import Stage, enter_stage, stage_carries, train_stages
 from iwae.training.steps import Clock, Settings, init_state
 from small import bits, finished, newest, outcome
 
-# In memory, on objectives whose gradients for the one parameter b that they have are simple
+# In memory, on objectives with simple gradients in their only parameter b
 
 
 def pull(model, x, key):  # noqa: ARG001
@@ -57,62 +57,62 @@ PARTS = ({}, {"batch_size": 3}, {"objective": PUSH, "epochs": 3}, {"optimizer": 
 IDENTITY = optax.identity()
 
 
-def stages_of(*parts, rate=0.1):
-    made, clock = [], Clock(0, 0)
-    for part in parts:
-        options = {"objective": PULL, "optimizer": adam(), "batch_size": 2, "epochs": 2} | part
+def make_stages(*stage_changes, rate=0.1):
+    stages, clock = [], Clock(0, 0)
+    for changes in stage_changes:
+        options = {"objective": PULL, "optimizer": adam(), "batch_size": 2, "epochs": 2} | changes
         epochs, fresh = options.pop("epochs"), options.pop("fresh", None)
         per_epoch = len(DATA) // options["batch_size"]
         schedule = staged_schedule([rate], [1], 1)
-        settings, number = Settings(**options), len(made)
-        made.append(Stage(settings, schedule, epochs, per_epoch, clock, fresh, number=number))
-        clock = Clock(made[-1].end, clock.epoch + epochs)
-    return made
+        settings, number = Settings(**options), len(stages)
+        stages.append(Stage(settings, schedule, epochs, per_epoch, clock, fresh, number=number))
+        clock = Clock(stages[-1].end, clock.epoch + epochs)
+    return stages
 
 
-def first_of(stages):
+def initial_state(stages):
     state = init_state([MODEL], jax.random.key(0)[None], stages[0].settings)
     return state, init_best(state)
 
 
-def course(stages, start=None, *, held_out=HELD_OUT, **plan):
-    """All that a run yields, from its start or from what it yielded."""
-    state, best = start or first_of(stages)
+def train_all(stages, start=None, *, held_out=HELD_OUT, **plan):
+    """All that training yields, from the beginning or from an earlier state."""
+    state, best = start or initial_state(stages)
     plan = Plan(sum(stage.epochs for stage in stages), **plan)
     return list(train_stages(state, best, DATA, MODEL, stages, plan, held_out))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ema", [None, 0.8])
-def test_a_run_goes_on_from_a_dispatch_of_any_stage_bit_for_bit(monkeypatch, ema):
+def test_run_resumes_bit_for_bit_from_a_dispatch_of_any_stage(monkeypatch, ema):
     monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.0)
     parts = [{**part, "ema": ema} for part in PARTS]
-    stages = stages_of(*parts)
-    whole = course(stages)
-    reports = [report for *_, report in whole]
+    stages = make_stages(*parts)
+    uninterrupted = train_all(stages)
+    reports = [report for *_, report in uninterrupted]
     assert [sum(r.stage == i for r in reports) for i in range(4)] == [4, 3, 7, 4]
     assert [r.step for r in reports if r.epoch_done] == [3, 6, 8, 10, 13, 16, 19, 22, 25]
     assert [r.epoch for r in reports if r.epoch_done] == list(range(1, 10))
     shares = [r.share for r in reports]
     assert shares == sorted(shares)
     assert shares[-1] == 1
-    for i in (1, 3, 5, 6, 9, 13, 15):  # in the middle and at the end of stages and of epochs
-        state, best, _ = whole[i]
-        rest = course(stages, (state, best))
-        assert bits(rest[-1][:2]) == bits(whole[-1][:2]), f"dispatch {i}"
-        assert rest[-1][2].bound == reports[-1].bound
+    for i in (1, 3, 5, 6, 9, 13, 15):  # within and at the end of stages and epochs
+        state, best, _ = uninterrupted[i]
+        resumed = train_all(stages, (state, best))
+        assert bits(resumed[-1][:2]) == bits(uninterrupted[-1][:2]), f"dispatch {i}"
+        assert resumed[-1][2].bound == reports[-1].bound
 
 
-def test_each_epoch_of_a_stage_has_the_order_of_its_number_in_the_run(monkeypatch):
+def test_order_of_an_epoch_depends_on_its_number_in_the_run(monkeypatch):
     monkeypatch.setattr(loop, "DISPATCH_SECONDS", 0.0)
     rate, plain = 0.5, {"optimizer": IDENTITY, "epochs": 3}
-    stages = stages_of(
+    stages = make_stages(
         {**plain, "epochs": 1, "batch_size": 7}, {**plain}, {**plain, "batch_size": 3}, rate=rate
     )
-    start, _ = first_of(stages)
+    start, _ = initial_state(stages)
     b = [np.asarray(start.params.bias[0])]
     bounds, seen = [], {}
-    for state, _, report in course(stages, held_out=None):
+    for state, _, report in train_all(stages, held_out=None):
         if report.steps > 1:  # the first dispatch of a stage is an epoch
             b = [np.asarray(state.params.bias[0])]
             continue
@@ -135,13 +135,13 @@ def test_each_epoch_of_a_stage_has_the_order_of_its_number_in_the_run(monkeypatc
         assert batches == [sorted(order[i : i + size]) for i in range(0, 7 - size + 1, size)]
 
 
-def counted(state):
-    """Steps that the optimiser remembers."""
+def optimiser_steps(state):
+    """The number of steps in the state of the optimiser."""
     (count,) = {int(leaf[0]) for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == "int32"}
     return count
 
 
-LEARNING = objective("ciwae", 2, beta="learned")
+LEARNED_BETA = objective("ciwae", 2, beta="learned")
 
 
 @pytest.mark.parametrize(
@@ -161,50 +161,50 @@ LEARNING = objective("ciwae", 2, beta="learned")
                 {"optimizer": authors_adam(3), "batch_size": 3},
                 False,
             ),
-            ({}, {"objective": LEARNING}, False),
+            ({}, {"objective": LEARNED_BETA}, False),
         ],
         *(1, 2, 4, 5, 9),
     ),
 )
-def test_the_optimiser_is_carried_where_it_fits_unless_it_starts_anew(before, after, kept):
-    first, second = stages_of(before, after)
-    state, best, _ = course([first])[-1]
-    new, its_best = enter_stage(state, best, first, second, MODEL)
-    assert counted(state) == 6
-    assert counted(new) == (6 if kept else 0)
+def test_optimiser_state_carries_over_if_compatible_and_not_fresh(before, after, kept):
+    first, second = make_stages(before, after)
+    state, best, _ = train_all([first])[-1]
+    new, new_best = enter_stage(state, best, first, second, MODEL)
+    assert optimiser_steps(state) == 6
+    assert optimiser_steps(new) == (6 if kept else 0)
     if kept:
         assert bits(new.opt_state) == bits(state.opt_state)
     assert bits(new.params) == bits(state.params)
     assert new.step.tolist() == [6]
     same = second.settings.objective is PULL
-    assert (float(its_best.value[0]) == float(best.value[0])) == same
-    assert np.isneginf(its_best.value[0]) != same
+    assert (float(new_best.value[0]) == float(best.value[0])) == same
+    assert np.isneginf(new_best.value[0]) != same
 
 
-@pytest.mark.parametrize("after", [{"optimizer": soap()}, {"objective": LEARNING}])
-def test_an_optimiser_that_does_not_fit_is_not_carried_if_told_to(after):
+@pytest.mark.parametrize("after", [{"optimizer": soap()}, {"objective": LEARNED_BETA}])
+def test_incompatible_optimiser_state_cannot_be_carried_over(after):
     with pytest.raises(UserError, match="a stage that is not fresh needs the optimizer of the"):
-        stage_carries(*stages_of({}, {**after, "fresh": False}))
+        stage_carries(*make_stages({}, {**after, "fresh": False}))
 
 
-def test_patience_that_is_out_ends_a_stage_and_another_objective_has_its_own():
+def test_patience_ends_a_stage_and_restarts_with_another_objective():
     def epochs(*parts):
-        reports = course(stages_of(*parts, rate=0.0), patience=2)
+        reports = train_all(make_stages(*parts, rate=0.0), patience=2)
         return [report.epoch for *_, report in reports if report.epoch_done]
 
     other = {"objective": PUSH, "epochs": 5}
     assert epochs({"epochs": 5}, other) == [1, 2, 3, 6, 7, 8]
-    # Where the bounds are the same, the best one is still that of the first stage.
+    # Under the same objective, the best bound is still that of the first stage.
     assert epochs({"epochs": 5}, {"epochs": 5}) == [1, 2, 3, 6, 7]
     assert epochs({"epochs": 2}, {"epochs": 5}) == [1, 2, 3, 4]
 
 
-# Against a run without stages
+# Compared with a run without stages
 
 TINY = {"batch_size": 150, "learning_rate": 1e-3, "epochs": 41}
 
 
-def last_of(config, held_out=None):
+def train_config(config, held_out=None):
     job = make_job(config)
     done = train_stages(
         *initial_job_state(job), job.dataset.train, job.models[0], job.stages, job.plan, held_out
@@ -213,17 +213,17 @@ def last_of(config, held_out=None):
 
 
 @pytest.mark.slow
-def test_the_papers_schedule_written_as_stages_gives_the_same_weights():
+def test_paper_schedule_written_as_stages_gives_the_same_weights():
     plain = small.config(**TINY)
     stages = [
         {"epochs": 3**i, "schedule": "constant", "learning_rate": PAPER_RATES[i]} for i in range(8)
     ]
-    (one, its), (other, mine) = (
-        last_of(each) for each in (plain, small.config(**TINY, stages=stages))
+    (plain_state, plain_job), (staged_state, staged_job) = (
+        train_config(each) for each in (plain, small.config(**TINY, stages=stages))
     )
-    assert len(mine.stages) > 1
-    assert its.stage_ends == mine.stage_ends
-    assert bits(one) == bits(other)
+    assert len(staged_job.stages) > 1
+    assert plain_job.stage_ends == staged_job.stage_ends
+    assert bits(plain_state) == bits(staged_state)
 
 
 # In a folder
@@ -239,9 +239,7 @@ def staged_run(stages=STAGES, **more):
 @pytest.mark.slow
 @pytest.mark.parametrize("at_step", [43, 59, 89])
 @pytest.mark.usefixtures("step_by_step")
-def test_a_run_in_stages_that_was_stopped_goes_on_as_if_it_had_not_been(
-    tmp_path, at_step, monkeypatch
-):
+def test_stopped_run_in_stages_resumes_with_identical_results(tmp_path, at_step, monkeypatch):
     run = tmp_path / "run"
     stop(start_run(small.config(**staged_run()), run), signal.SIGTERM, at_step)
     monkeypatch.undo()
@@ -249,7 +247,7 @@ def test_a_run_in_stages_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert outcome(run) == outcome(finished(**staged_run()))
 
 
-def test_a_run_can_go_back_to_the_end_of_one_of_its_stages(tmp_path):
+def test_run_can_be_rewound_to_the_end_of_a_stage(tmp_path):
     run = shutil.copytree(finished(**staged_run()), tmp_path / "run")
     reports = list(resume_run(run, stage=0))
     assert {report.stage for report in reports} == {1}
@@ -259,7 +257,7 @@ def test_a_run_can_go_back_to_the_end_of_one_of_its_stages(tmp_path):
         next(resume_run(run, stage=2))
 
 
-def test_what_is_saved_of_a_run_in_stages_and_logged():
+def test_run_in_stages_saves_the_weight_average_and_logs_its_stages():
     run = finished(**staged_run())
     state = newest(run).state
     final = load_model(run / "models" / "final-0")
@@ -274,7 +272,7 @@ def test_what_is_saved_of_a_run_in_stages_and_logged():
     assert newest(run).best.epoch[0] in (3, 4)  # of the last objective
 
 
-def test_a_run_begins_with_the_stages_that_others_have_trained(tmp_path, caplog):
+def test_run_reuses_the_first_stages_of_other_runs(tmp_path, caplog):
     other = finished(**staged_run())
     first, _ = STAGES.split(",")
     ways = {
@@ -305,7 +303,7 @@ def frames(run):
     return {path.name: path.read_bytes() for path in sorted((run / "frames").iterdir())}
 
 
-def test_the_file_of_a_run_in_stages_resolves_to_itself():
+def test_stored_configuration_with_stages_resolves_to_itself():
     run = finished(**staged_run())
     config = read_config(run / "config.toml")
     assert config.stages == stages_from_text(STAGES)
@@ -339,12 +337,12 @@ a_stage = st.fixed_dictionaries(
 
 
 @given(st.lists(a_stage, min_size=1, max_size=4))
-def test_stages_come_back_from_their_words(values):
+def test_stages_round_trip_through_text(values):
     stages = tuple(StageConfig(**one) for one in values)
     assert stages_from_text(stages_text(stages)) == stages
 
 
-def test_words_of_stages():
+def test_stages_are_parsed_from_text():
     first, second = stages_from_text("iwae k=5  epochs=100,vae lr-warmup=0.5 fresh=true epochs=20 ")
     assert first.given() == {"objective": "iwae", "k": 5, "epochs": 100}
     assert second.given() == {"objective": "vae", "lr_warmup": 0.5, "fresh": True, "epochs": 20}
@@ -352,7 +350,7 @@ def test_words_of_stages():
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("text", "message"),
     [
         ("", "stage 1 needs epochs, such as epochs=10"),
         ("iwae k=5", "stage 1 needs epochs"),
@@ -365,9 +363,9 @@ def test_words_of_stages():
         ("iwae optimizer=sgd epochs=1", "stage 1: optimizer: "),
     ],
 )
-def test_words_that_are_no_stages_are_refused(words, message):
+def test_invalid_text_of_stages_is_refused(text, message):
     with pytest.raises(ValueError, match=f"^{message}"):
-        stages_from_text(words)
+        stages_from_text(text)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +390,7 @@ def test_words_that_are_no_stages_are_refused(words, message):
         ),
     ],
 )
-def test_stages_that_are_not_sound_are_refused(values, message):
+def test_invalid_stages_are_refused(values, message):
     with pytest.raises(UserError, match=f"^here: {message}"):
         make_config(values, "here")
 
@@ -423,24 +421,24 @@ def test_stages_that_are_not_sound_are_refused(values, message):
         ({"gradient": "dreg"}, {"gradient": "stl"}, {"gradient": "stl"}),
     ],
 )
-def test_what_a_stage_leaves_out_it_has_from_the_run(run, stage, expected):
+def test_stage_inherits_omitted_settings_from_the_run(run, stage, expected):
     config = make_config({**run, "stages": [{"epochs": 2, **stage}]}, "here")
-    its = config.stage(0, 2)
-    assert {name: getattr(its, name) for name in expected} == expected
-    assert (its.stages, its.epochs) == (None, 2)
-    assert config.final() == its
+    resolved = config.stage(0, 2)
+    assert {name: getattr(resolved, name) for name in expected} == expected
+    assert (resolved.stages, resolved.epochs) == (None, 2)
+    assert config.final() == resolved
 
 
-def test_a_shortened_stage_keeps_its_share_of_warm_up():
+def test_shortened_stage_scales_its_warm_up():
     stages = "elbo k=1 epochs=150 kl_warmup=30 lr_warmup=3, iwae k=5 epochs=50"
     short = TrainConfig(stages=stages, epochs=20).stage(0, 15)
     assert (short.epochs, short.kl_warmup, short.lr_warmup) == (15, 3, 0.3)
-    whole = TrainConfig(stages="epochs=25 lr_warmup=25", epochs=7).stage(0, 7)
-    assert whole.lr_warmup == 7
+    long_warm_up = TrainConfig(stages="epochs=25 lr_warmup=25", epochs=7).stage(0, 7)
+    assert long_warm_up.lr_warmup == 7
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=6), st.integers(1, 3000))
-def test_epochs_of_stages_are_stretched_and_squeezed_in_proportion(lengths, total):
+def test_epochs_of_stages_scale_in_proportion(lengths, total):
     stages = [{"epochs": epochs} for epochs in lengths]
     config = TrainConfig(stages=stages, epochs=total)
     found = config.stage_epochs()
@@ -453,7 +451,7 @@ def test_epochs_of_stages_are_stretched_and_squeezed_in_proportion(lengths, tota
     assert TrainConfig(stages=stages).stage_epochs() == tuple(lengths)
 
 
-def test_a_file_with_stages_comes_back_and_has_their_epochs(tmp_path):
+def test_file_with_stages_round_trips_with_their_total_epochs(tmp_path):
     config = make_config({"stages": [{"epochs": 3, "k": 2}, {"epochs": 4}]}, "here")
     assert config.epochs == 7
     write_config(config, tmp_path / "config.toml")
@@ -465,7 +463,7 @@ def test_a_file_with_stages_comes_back_and_has_their_epochs(tmp_path):
     assert config_toml_values(read)["stages"] == [{"k": 2, "epochs": 3}, {"k": 9, "epochs": 4}]
 
 
-def test_an_experiment_in_stages_is_no_sweep_over_them(tmp_path):
+def test_stages_are_not_swept_over(tmp_path):
     path = tmp_path / "own.toml"
     path.write_text(
         'dataset = "digits"\nk = [2, 5]\n[[stages]]\nepochs = 3\n[[stages]]\nepochs = 4\n'
@@ -477,20 +475,20 @@ def test_an_experiment_in_stages_is_no_sweep_over_them(tmp_path):
     ]
 
 
-def test_the_run_itself_need_not_be_sound_where_its_stages_are():
+def test_settings_of_a_run_need_not_be_valid_if_its_stages_are():
     config = small.config(objective="rws", k=1, stages=[{"epochs": 1, "k": 2}])
     job = make_job(config)
     assert job.config.stages == config.stages
     assert make_job(job.config).config == job.config
 
 
-def test_the_last_stage_which_a_run_is_trained_for_is_never_squeezed_away():
+def test_last_stage_keeps_at_least_one_epoch():
     config = TrainConfig(stages=[{"epochs": 1000, "k": 5}, {"epochs": 1, "k": 9}], epochs=10)
     assert config.stage_epochs() == (9, 1)
     assert (config.final().k, config.final().epochs) == (9, 1)
 
 
-def test_the_objective_of_the_run_has_to_exist():
+def test_unknown_objective_of_a_run_with_stages_is_refused():
     with pytest.raises(UserError, match="no objective 'iwea'; did you mean iwae"):
         make_config({"objective": "iwea", "stages": "iwae k=4 epochs=2"}, "here")
     for wrong in (3, {"epochs": 2}):
@@ -498,15 +496,15 @@ def test_the_objective_of_the_run_has_to_exist():
             make_config({"stages": wrong}, "here")
 
 
-def test_what_is_learned_beside_the_model_is_carried_with_the_optimisers_state():
+def test_learned_beta_carries_over_with_the_optimiser_state():
     other = objective("ciwae", 3, beta="learned")
-    first, second = stages_of({"objective": LEARNING}, {"objective": other})
-    state, best = first_of([first])
+    first, second = make_stages({"objective": LEARNED_BETA}, {"objective": other})
+    state, best = initial_state([first])
     beta = jnp.full_like(state.extra.learned, 0.7)
     state = state._replace(extra=state.extra._replace(learned=beta))
     assert bits(enter_stage(state, best, first, second, MODEL)[0].extra.learned) == bits(beta)
-    anew = enter_stage(state, best, first, second._replace(fresh=True), MODEL)[0]
-    assert bits(anew.extra.learned) == bits(jnp.zeros_like(beta))
+    fresh = enter_stage(state, best, first, second._replace(fresh=True), MODEL)[0]
+    assert bits(fresh.extra.learned) == bits(jnp.zeros_like(beta))
 
 
 @pytest.mark.slow
@@ -521,7 +519,7 @@ def test_best_weights_of_an_earlier_bound_are_removed(tmp_path):
     assert not best.exists()
 
 
-def test_squeezed_stages_without_an_epoch_are_left_out():
+def test_stages_without_an_epoch_are_skipped():
     config = small.config(stages=[{"epochs": 1, "k": 1}, {"epochs": 9}], epochs=2)
     job = make_job(config)
     assert config.stage_epochs() == (0, 2)

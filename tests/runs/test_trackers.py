@@ -1,4 +1,4 @@
-"""Trackers: the numbers of metrics.jsonl, once each, whatever happens on the way."""
+"""Trackers receive each number of metrics.jsonl exactly once, despite stops and failures."""
 
 import json
 import logging
@@ -19,22 +19,22 @@ from iwae.runs.trackers import TRACKERS, Tracked, tracking
 
 
 class Board:
-    """A tracker that keeps what it is sent, under the ids that it gives."""
+    """A tracker that stores what it receives by the run ids that it assigns."""
 
     def __init__(self):
         self.sent, self.opened, self.closed, self.fails_from = {}, [], [], None
 
     def __call__(self, _run, _config, known):
         self.opened.append(known)
-        there = known or f"id-{len(self.opened)}"
-        rows = self.sent.setdefault(there, [])
+        run_id = known or f"id-{len(self.opened)}"
+        rows = self.sent.setdefault(run_id, [])
 
         def write(step, scalars):
             if self.fails_from is not None and step >= self.fails_from:
                 raise ConnectionError("no route\nto host")
             rows.append((step, dict(scalars)))
 
-        return Tracked(there, write, self.closed.append)
+        return Tracked(run_id, write, self.closed.append)
 
 
 @pytest.fixture
@@ -42,20 +42,20 @@ def board():
     return Board()
 
 
-def expected(run):
+def expected_rows(run):
     return [(row["step"], dict(scalars(row))) for row in read_metrics(run)]
 
 
 @pytest.mark.slow
-def test_a_tracker_gets_every_epoch_as_it_is_logged(board, tmp_path):
+def test_tracker_receives_every_logged_epoch(board, tmp_path):
     list(start_run(small.config(replicates=2), tmp_path / "run", track={"board": board}))
-    assert board.sent == {"id-1": expected(tmp_path / "run")}
+    assert board.sent == {"id-1": expected_rows(tmp_path / "run")}
     names = board.sent["id-1"][0][1].keys()
     assert {"learning_rate", "train_bound/replicate_1", "kl/replicate_0/layer_1"} <= names
     assert (board.opened, board.closed) == ([None], [True])
 
 
-def test_every_number_of_a_line_has_its_name():
+def test_scalars_name_every_number_of_a_row():
     row = {
         "epoch": 2,
         "step": 60,
@@ -76,7 +76,7 @@ def test_every_number_of_a_line_has_its_name():
 
 
 @pytest.mark.slow
-def test_tracking_changes_nothing_in_the_run(board, tmp_path):
+def test_tracking_does_not_change_the_run(board, tmp_path):
     list(start_run(small.config(), tmp_path / "run", track={"board": board}))
     assert small.outcome(tmp_path / "run") == small.outcome(small.finished())
 
@@ -88,7 +88,7 @@ def stop_after(reports, epochs):
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_is_the_same_there_and_nothing_comes_twice(board, tmp_path):
+def test_resumed_run_keeps_its_tracker_id_and_sends_nothing_twice(board, tmp_path):
     run, track = tmp_path / "run", {"board": board}
     with pytest.raises(Stopped):
         stop_after(start_run(small.config(), run, track=track), 2)
@@ -100,28 +100,28 @@ def test_a_run_that_goes_on_is_the_same_there_and_nothing_comes_twice(board, tmp
     list(resume_run(run, track=track))
     assert board.opened == [None, "id-1"]
     assert board.closed == [False, True]
-    assert board.sent == {"id-1": expected(run)}
+    assert board.sent == {"id-1": expected_rows(run)}
     list(resume_run(run, track=track))  # nothing is left to do
-    assert board.sent == {"id-1": expected(run)}
+    assert board.sent == {"id-1": expected_rows(run)}
 
 
-def test_steps_that_are_trained_again_are_not_sent_again(board, tmp_path):
-    with tracking({"board": board}, tmp_path, small.config()) as tell:
+def test_retrained_steps_are_not_sent_again(board, tmp_path):
+    with tracking({"board": board}, tmp_path, small.config()) as log:
         for step in (1, 2, 3, 2, 3, 4):
-            tell(step, {"a": 1.0})
-    with tracking({"board": board}, tmp_path, small.config()) as tell:
+            log(step, {"a": 1.0})
+    with tracking({"board": board}, tmp_path, small.config()) as log:
         for step in (3, 4, 5):
-            tell(step, {"a": 1.0})
+            log(step, {"a": 1.0})
     assert [step for step, _ in board.sent["id-1"]] == [1, 2, 3, 4, 5]
 
 
-def test_a_later_tracker_gets_what_it_missed(board, tmp_path):
+def test_tracker_added_later_receives_earlier_epochs(board, tmp_path):
     run = small.unmeasured(small.finished(), tmp_path / "run")
     list(resume_run(run, track={"board": board}))
-    assert board.sent == {"id-1": expected(run)}
+    assert board.sent == {"id-1": expected_rows(run)}
 
 
-def test_a_tracker_that_fails_is_told_of_once_and_costs_nothing(board, tmp_path, caplog):
+def test_failing_tracker_warns_once_and_does_not_affect_the_run(board, tmp_path, caplog):
     board.fails_from = 40
     run, other = tmp_path / "run", Board()
     list(start_run(small.config(), run, track={"board": board, "other": other}))
@@ -131,23 +131,23 @@ def test_a_tracker_that_fails_is_told_of_once_and_costs_nothing(board, tmp_path,
         f"`iwae train --resume {run} --track board` sends the rest"
     )
     assert small.outcome(run) == small.outcome(small.finished())
-    assert other.sent == {"id-1": expected(run)}
-    assert board.sent["id-1"] == expected(run)[:1]
+    assert other.sent == {"id-1": expected_rows(run)}
+    assert board.sent["id-1"] == expected_rows(run)[:1]
     board.fails_from = None
     list(resume_run(run, track={"board": board}))
-    assert board.sent["id-1"] == expected(run)
+    assert board.sent["id-1"] == expected_rows(run)
 
 
-def test_a_tracker_that_fails_at_the_end_is_told_of(board, tmp_path, caplog):
+def test_tracker_that_fails_to_close_warns(board, tmp_path, caplog):
     def tracker(*arguments):
         return board(*arguments)._replace(close=lambda _: 1 / 0)
 
-    with tracking({"board": tracker}, tmp_path, small.config()) as tell:
-        tell(1, {"a": 1.0})
+    with tracking({"board": tracker}, tmp_path, small.config()) as log:
+        log(1, {"a": 1.0})
     assert "board failed and receives no more of this run: division by zero" in caplog.text
 
 
-def test_a_tracker_that_cannot_be_opened_stops_before_anything_is_trained(board, tmp_path):
+def test_tracker_that_cannot_be_opened_prevents_training(board, tmp_path):
     def tracker(*_):
         raise ConnectionError("no such server")
 
@@ -157,49 +157,49 @@ def test_a_tracker_that_cannot_be_opened_stops_before_anything_is_trained(board,
         list(start_run(small.config(), run, track={"board": board, "broken": tracker}))
     assert board.closed == [False]
     assert not (run / "config.toml").exists()
-    list(start_run(small.config(), run, track={"board": board}))  # the folder is not used up
+    list(start_run(small.config(), run, track={"board": board}))  # the folder can still be used
     assert board.opened == [None, None]
-    assert board.sent["id-2"] == expected(run)
+    assert board.sent["id-2"] == expected_rows(run)
 
 
-def test_a_note_that_is_cut_off_loses_one_line(board, tmp_path):
-    with tracking({"board": board}, tmp_path, small.config()) as tell:
-        tell(1, {"a": 1.0})
-        tell(2, {"a": 2.0})
+def test_truncated_note_loses_one_line(board, tmp_path):
+    with tracking({"board": board}, tmp_path, small.config()) as log:
+        log(1, {"a": 1.0})
+        log(2, {"a": 2.0})
     notes = tmp_path / "trackers" / "board.jsonl"
     notes.write_text(notes.read_text()[:-4])
     for _ in range(2):
-        with tracking({"board": board}, tmp_path, small.config()) as tell:
+        with tracking({"board": board}, tmp_path, small.config()) as log:
             for step in (1, 2, 3):
-                tell(step, {"a": 1.0})
+                log(step, {"a": 1.0})
     assert board.opened == [None, "id-1", "id-1"]
     assert [step for step, _ in board.sent["id-1"]] == [1, 2, 2, 3]
 
 
-# The trackers that have a name
+# Named trackers
 
 
 @pytest.mark.parametrize("name", TRACKERS)
-def test_a_missing_extra_is_named(name, tmp_path, monkeypatch, capsys):
+def test_missing_tracker_package_names_its_extra(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, name, None)
     small.write_config(tmp_path / "experiment.toml")
-    words = ["train", tmp_path / "experiment.toml", "--track", name, "--out", tmp_path / "run"]
-    assert main([str(word) for word in words]) == 2
+    arguments = ["train", tmp_path / "experiment.toml", "--track", name, "--out", tmp_path / "run"]
+    assert main([str(argument) for argument in arguments]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"iwae: --track {name} needs {name}: pip install 'iwae[{name}]'"
     )
     assert not (tmp_path / "run" / "config.toml").exists()
 
 
-def test_an_unknown_tracker_is_no_option(tmp_path, capsys):
-    with pytest.raises(SystemExit) as leaving:
+def test_unknown_tracker_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
         main(["train", "--dataset", "digits", "--track", "neptune", "--out", str(tmp_path)])
-    assert leaving.value.code == 2
+    assert caught.value.code == 2
     assert "mlflow" in capsys.readouterr().err
 
 
 class FakeWandb:
-    """The part of Weights & Biases that is used."""
+    """The part of Weights & Biases that the tracker uses."""
 
     def __init__(self):
         self.started, self.logged, self.finished = [], [], []
@@ -217,7 +217,7 @@ class FakeWandb:
         self.finished.append(exit_code)
 
 
-def test_weights_and_biases_gets_the_configuration_and_the_scalars(tmp_path, monkeypatch):
+def test_weights_and_biases_receives_the_configuration_and_scalars(tmp_path, monkeypatch):
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setenv("WANDB_PROJECT", "mine")
@@ -230,14 +230,14 @@ def test_weights_and_biases_gets_the_configuration_and_the_scalars(tmp_path, mon
     assert first["settings"] == {"console": "off"}
     assert (first["project"], first["name"], first["id"]) == ("mine", "name", None)
     assert first["config"]["k"] == 2
-    assert first["config"]["dataset"] == "pictures.npz"  # not where it lies
+    assert first["config"]["dataset"] == "pictures.npz"  # without its folder
     assert (second["id"], second["resume"]) == ("abc", "allow")
-    assert fake.logged == expected(run)
+    assert fake.logged == expected_rows(run)
     assert fake.finished == [0, 0]
 
 
 class FakeMlflow:
-    """The part of MLflow that is used."""
+    """The part of MLflow that the tracker uses."""
 
     def __init__(self):
         self.names, self.calls, self.metrics, self.params, self.sizes = {}, [], [], {}, []
@@ -256,14 +256,14 @@ class FakeMlflow:
         self.calls.append(("create", experiment, run_name))
         return SimpleNamespace(info=SimpleNamespace(run_id="xyz"))
 
-    def update_run(self, there, status):
-        self.calls.append(("update", there, status))
+    def update_run(self, run_id, status):
+        self.calls.append(("update", run_id, status))
 
-    def set_terminated(self, there, status):
-        self.calls.append(("end", there, status))
+    def set_terminated(self, run_id, status):
+        self.calls.append(("end", run_id, status))
 
-    def log_batch(self, there, metrics=(), params=()):
-        assert there == "xyz"
+    def log_batch(self, run_id, metrics=(), params=()):
+        assert run_id == "xyz"
         self.metrics += metrics
         self.sizes.append(len(metrics))
         self.params |= dict(params)
@@ -277,7 +277,7 @@ def mlflow(monkeypatch):
     return fake
 
 
-def test_mlflow_gets_the_configuration_and_the_scalars(mlflow, tmp_path):
+def test_mlflow_receives_the_configuration_and_scalars(mlflow, tmp_path):
     run = small.unmeasured(small.finished(), tmp_path / "name")
     for _ in range(2):
         list(resume_run(run, track={"mlflow": trackers.mlflow}))
@@ -287,18 +287,18 @@ def test_mlflow_gets_the_configuration_and_the_scalars(mlflow, tmp_path):
         *(("update", "xyz", "RUNNING"), ("end", "xyz", "FINISHED")),
     ]
     assert (mlflow.params["k"], mlflow.params["dataset"]) == ("2", "pictures.npz")
-    got = [(step, name, value) for name, value, _, step in mlflow.metrics]
-    assert got == [(step, *item) for step, row in expected(run) for item in row.items()]
+    logged = [(step, name, value) for name, value, _, step in mlflow.metrics]
+    assert logged == [(step, *item) for step, row in expected_rows(run) for item in row.items()]
 
 
-def test_mlflow_gets_no_more_at_once_than_it_takes(mlflow, tmp_path):
-    there = trackers.mlflow(tmp_path, small.config(), "xyz")
-    there.write(3, {f"kl/{i}": 1.0 for i in range(2500)})
+def test_mlflow_batches_stay_within_its_limit(mlflow, tmp_path):
+    tracked = trackers.mlflow(tmp_path, small.config(), "xyz")
+    tracked.write(3, {f"kl/{i}": 1.0 for i in range(2500)})
     assert mlflow.sizes == [1000, 1000, 500]
 
 
 @pytest.mark.slow
-def test_weights_and_biases_itself_offline(tmp_path, monkeypatch):
+def test_weights_and_biases_works_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -313,7 +313,7 @@ def test_weights_and_biases_itself_offline(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_mlflow_itself_in_a_folder(tmp_path, monkeypatch):
+def test_mlflow_works_with_a_local_folder(tmp_path, monkeypatch):
     module = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -322,10 +322,10 @@ def test_mlflow_itself_in_a_folder(tmp_path, monkeypatch):
         list(resume_run(run, track={"mlflow": trackers.mlflow}))
     client = module.MlflowClient()
     experiment = client.get_experiment_by_name("iwae").experiment_id
-    (there,) = client.search_runs([experiment])
-    assert there.info.status == "FINISHED"
-    assert there.data.params["k"] == "2"
-    for name, value in expected(run)[-1][1].items():
-        assert there.data.metrics[name] == pytest.approx(value)
-    history = client.get_metric_history(there.info.run_id, "train_bound/replicate_0")
-    assert [one.step for one in history] == [step for step, _ in expected(run)]
+    (tracked,) = client.search_runs([experiment])
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.params["k"] == "2"
+    for name, value in expected_rows(run)[-1][1].items():
+        assert tracked.data.metrics[name] == pytest.approx(value)
+    history = client.get_metric_history(tracked.info.run_id, "train_bound/replicate_0")
+    assert [one.step for one in history] == [step for step, _ in expected_rows(run)]
