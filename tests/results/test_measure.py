@@ -21,7 +21,7 @@ from iwae.evaluation.units import active_units, authors_active_units
 from iwae.models.vae import VAE
 from iwae.results import provenance
 from iwae.results.summaries import summarise_means
-from iwae.runs.model_files import load_model
+from iwae.runs.model_files import load_model, save_model
 from iwae.runs.split_examples import split_examples
 from small import PATIENT, finished
 
@@ -290,9 +290,10 @@ def test_missing_parts_of_a_run_are_refused(tmp_path):
 
 def test_data_of_another_width_are_refused(tmp_path):
     options = small.own_data(tmp_path / "own.npz")
-    run = small.run_from_models(
-        tmp_path / "run", [VAE(16, (2,), ((5,),), key=jax.random.key(0))], **options
-    )
+    model = VAE(16, (2,), ((5,),), key=jax.random.key(0))
+    run = small.run_from_models(tmp_path / "run", [model], **options)
+    # Models of older versions do not say which data they were trained on.
+    save_model(model, run / "models" / "final-0", replicate=0, epoch=0)
     nine = small.grey().reshape(400, 16)[:, :9]
     np.savez(tmp_path / "own.npz", train=nine, test=nine)
     with pytest.raises(

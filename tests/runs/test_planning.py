@@ -53,9 +53,9 @@ def test_plan_describes_the_training(tmp_path):
         "training: at most 400 epochs of 2 steps with 16 rows; it stops after 4 validations "
         "without a better bound"
     )
-    # 10 s to start, and 400 epochs of 12 ms; so few parameters add almost nothing.
+    # 10 s to start, and 400 epochs of 6 ms; so few parameters add almost nothing.
     assert time == (
-        "time: about 15 s on two cores, less if it stops early; the time left is measured as it "
+        "time: about 12 s on two cores, less if it stops early; the time left is measured as it "
         "trains"
     )
     assert average == (

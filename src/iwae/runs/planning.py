@@ -88,10 +88,10 @@ def planned_seconds(job: Job) -> float:
     return total * (1 + int(job.config.folds or 0))
 
 
-START_SECONDS, STEP_SECONDS, EPOCH_STEPS, OPERATIONS = 10.0, 1e-3, 10, 1e11
+START_SECONDS, STEP_SECONDS, EPOCH_STEPS, OPERATIONS = 10.0, 5e-4, 10, 1.8e11
 """Start and compilation; each step; validation and logs of an epoch, in steps; operations a second.
 
-With Adam and dense layers on two cores, the time of a step is within a third of that in
+With Adam and dense layers on two cores, the time of a step is within a half of that in
 `experiments/costs.json`; with aiwae it is twice that.
 """
 
