@@ -18,14 +18,11 @@ COMMON: dict[str, Any] = {
 FEW = 8
 """Maximum particles that carry the gradient."""
 
-ALONE, START, END = 400, 500, 60
+ALONE, START, END = 200, 250, 30
 """Epochs of the only stage of a single particle; of the first and the last of two stages."""
 
 LEARNED: dict[str, Any] = {"batch_size": 100, "learning_rate": 5e-3}
 """Settings with a learned prior and one stochastic layer, by trials of their own."""
-
-LEARNED_ALONE = 200
-"""Epochs of the only stage with a learned prior: fewer, as its steps take longer."""
 
 WARMUP = 0.1
 """Share of the first stage for KL warm-up, with a learned prior or several stochastic layers. Such
@@ -49,13 +46,12 @@ def fast_recipe(values: Mapping[str, Any], own: str | None = None) -> dict[str, 
     """
     particles, times = values.get("k", 1) * values.get("m", 1), LONGER.get(values["dataset"], 1)
     learned, deep = values.get("prior", "normal") != "normal", values.get("layers", 1) > 1
-    alone, warm = (LEARNED_ALONE if learned else ALONE), (WARMUP if learned or deep else 0.0)
+    warm = WARMUP if learned or deep else 0.0
     common = {**COMMON, **(LEARNED if learned and not deep else {})}
     own = own or recipe_stages(
         values["objective"],
         particles,
         times=times,
-        alone=alone,
         warm=warm,
         rate=common["learning_rate"],
     )
@@ -69,7 +65,6 @@ def recipe_stages(
     times: int = 1,
     *,
     plain: bool = False,
-    alone: int = ALONE,
     warm: float = 0.0,
     rate: float = COMMON["learning_rate"],
 ) -> str:
@@ -79,13 +74,12 @@ def recipe_stages(
         last: objective and k of the last stage, such as `iwae k=50`; by default the run's.
         times: factor of the epochs.
         plain: whether the last stage keeps the objective's own gradient estimator.
-        alone: epochs of the only stage of a single particle.
         warm: share of the first stage's epochs for KL warm-up.
         rate: initial learning rate of the run, which decays along one line over both stages.
     """
     own = "" if plain else recipe_gradient(objective)
     if objective != "aiwae" and particles == 1:
-        return _line(last, own, *_epochs_and_warmup(alone * times, warm))
+        return _line(last, own, *_epochs_and_warmup(ALONE * times, warm))
     first = "elbo k=1" if objective == "vae" else "iwae k=5"
     length = _epochs_and_warmup(START * times, warm)
     between = rate * END / (START + END)
