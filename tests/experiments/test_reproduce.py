@@ -190,6 +190,23 @@ def test_fast_cell_accepts_any_training_of_its_model_and_objective():
     assert not same_cell_experiment(preset(VAE), {**published, **sizes})
 
 
+def test_fast_cell_keeps_the_recipe_that_it_began_by(tmp_path, caplog):
+    name, changed = f"fast/{VAE}", "elbo k=1 epochs=9 gradient=reparam"
+    earlier = preset(name).config(stages=changed, optimizer="adam")
+    write_run_config(tmp_path, f"{name}/seed-0", earlier)
+    (task,) = plan_cells(tmp_path, [name], Wanted())
+    assert task_state(tmp_path, task).status == "stopped"  # and not another run
+    assert task.config.stages == earlier.stages
+    assert (
+        "began by an earlier recipe (its gradient, epochs, optimizer, stages differ)" in caplog.text
+    )
+    (task,) = plan_cells(tmp_path, [name], Wanted(epochs_scale=0.1))
+    assert task.config.stages != earlier.stages
+    write_run_config(tmp_path, f"{name}/seed-1", earlier)  # of seed 0, whatever its name
+    own, other = plan_cells(tmp_path, [name], Wanted(seeds=2))
+    assert [task_state(tmp_path, task).status for task in (own, other)] == ["stopped", "failed"]
+
+
 # Costs
 
 

@@ -1,5 +1,6 @@
 """Cells of published tables: their runs, and the tasks that complete them."""
 
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,10 +8,14 @@ from typing import NamedTuple
 
 from iwae.config.experiment import TrainConfig
 from iwae.config.presets import Preset, preset
+from iwae.config.same_experiment import differing_settings, same_cell_experiment
+from iwae.config.toml import config_toml_values, read_config
 from iwae.data import DATASETS
 from iwae.errors import UserError
 from iwae.experiments.seeds import refuse_shared_seeds, seed_ranges
 from iwae.experiments.tasks import Measure, Task
+
+log = logging.getLogger(__name__)
 
 SEEDS = re.compile(r"seeds?-(\d+)(?:-(\d+))?")
 """Name of the folder of some seeds of a cell: seed-0, or seeds-1-4."""
@@ -111,10 +116,37 @@ def _tasks(out: Path, name: str, wanted: Wanted) -> list[Task]:
     missing = sorted(set(range(wanted.seeds)).difference(*present))
     chosen = [seeds for seeds in present if seeds.start < wanted.seeds] + seed_ranges(missing)
     measures = wanted.measures(entry)
-    return [
-        Task(str(folder / _seeds_name(seeds)), _config(entry, seeds, wanted), measures)
-        for seeds in sorted(chosen, key=lambda seeds: seeds.start)
-    ]
+    tasks = []
+    for seeds in sorted(chosen, key=lambda seeds: seeds.start):
+        own = folder / _seeds_name(seeds)
+        config = _config(entry, seeds, wanted)
+        if entry.is_fast and wanted.epochs_scale == 1:
+            config = _begun_recipe(Path(out) / own, entry, config)
+        tasks.append(Task(str(own), config, measures))
+    return tasks
+
+
+def _begun_recipe(run: Path, entry: Preset, config: TrainConfig) -> TrainConfig:
+    """The configuration of a run of a fast cell: its own if an earlier recipe began it."""
+    path = run / "config.toml"
+    if not path.is_file():
+        return config
+    try:
+        found = read_config(path)
+    except UserError:  # reported as the state of the task, so that other tasks go on
+        return config
+    same_seeds = found.seeds() == config.seeds()
+    if not same_seeds or not same_cell_experiment(entry, config_toml_values(found)):
+        return config
+    if differing := differing_settings(config, found):
+        log.warning(
+            "%s began by an earlier recipe (its %s differ) and keeps it; to train by today's, "
+            "remove the folder",
+            run,
+            ", ".join(differing),
+        )
+        return found
+    return config
 
 
 def _warm_start(out: Path, name: str, needed: Task, wanted: Wanted) -> Task:
