@@ -266,10 +266,11 @@ def test_initial_output_matches_observed_values(name):
         column = rows[~np.isnan(rows[:, j]), j : j + 1]
         alone = observation(one, 1)
         expected = alone.distribution(jnp.float32(alone.initial_output(column)))
-        x = jnp.full(5, jnp.nan).at[j].set(column[0, 0])
-        result = float(jax.jit(p.log_prob)(x))
-        value = jax.jit(lambda x, expected=expected: expected.log_prob(x))(jnp.float32(column[0]))
-        assert result == pytest.approx(float(value), rel=1e-4, abs=1e-4)
+        alone_in_rows = jnp.full((len(column), 5), jnp.nan).at[:, j].set(column[:, 0])
+        result = jax.jit(jax.vmap(p.log_prob))(alone_in_rows)
+        value = jax.jit(jax.vmap(expected.log_prob))(jnp.float32(column))
+        # The mean is what both fits maximise. Mixtures reach it with other parameters.
+        assert float(result.mean()) == pytest.approx(float(value.mean()), rel=1e-4, abs=5e-4)
 
 
 def column_of(text):
