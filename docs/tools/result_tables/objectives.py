@@ -59,7 +59,7 @@ def objective_row(known: Sequence[Known]) -> Row:
         row["bits per dimension"] = f"{bits:.3f}"
     if known[-1].rank[0] > 0:
         each = known[-1].record.models
-        converged = sum(one.verdict.word == "converged" for one in each)
+        converged = sum(one.verdict.converged for one in each)
         row["converged"] = f"{converged} of {len(each)}"
     if len(sampled) > 1:
         low, high = sampled[0], sampled[-1]
