@@ -12,6 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 demo: $(VENV)/installed  ## train an IWAE on the bundled digits, measure it, draw it
 	rm -rf $(DEMO)
+	@echo "Training on the digits, then measuring the model and drawing its samples:"
 	$(BIN)/iwae train --preset digits/iwae-k20 --out $(DEMO)
 	$(BIN)/iwae evaluate $(DEMO) --weights best --k 1 50 5000
 	$(BIN)/iwae figures $(DEMO) --weights best
@@ -60,12 +61,14 @@ setup: $(VENV)/installed-dev
 # The demo needs what a user installs; tests, types and docs need more, of the same versions.
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "iwae needs Python 3.11 or newer; name one: make PYTHON=python3.12")'
+	@echo "Installing the packages of requirements.txt into $(VENV), which takes about half a minute:"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
 $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+	@echo "Installing the packages for tests and documentation, of requirements-dev.txt:"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	touch $@
 

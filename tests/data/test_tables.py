@@ -396,7 +396,7 @@ def test_parquet_column_whose_name_prefixes_another_is_read(tmp_path):
             "column 'a' holds list objects, not numbers or words",
         ),
         (pd.DataFrame({"a": [1j, 2j] * 2}), "column 'a' holds complex objects"),
-        (np.zeros((4, 2)), "a ndarray is no data frame"),
+        (np.zeros((4, 2)), "a ndarray is neither a data frame"),
         (
             pl.DataFrame({"a": [1.5] * 4}).lazy(),
             r"a LazyFrame, which has no rows yet: collect\(\) it",
@@ -604,7 +604,7 @@ def test_unsuitable_image_folders_are_refused(tmp_path):
         (lambda: None, r"holds no images \(\.png, \.jpg, \.jpeg\)"),
         (lambda: draw(folder / "b.png"), "has 1 example: give at least 10"),
         (lambda: draw(folder / "c.png", (6, 5)), r"c\.png has 6 x 5 pixels, but b\.png 6 x 4"),
-        (lambda: (folder / "c.png").write_bytes(b"GIF"), r"c\.png is no image that can be read"),
+        (lambda: (folder / "c.png").write_bytes(b"GIF"), r"c\.png cannot be read as an image"),
         (lambda: draw(folder / "cat/d.png"), "images beside sub-folders"),
     ):
         make()

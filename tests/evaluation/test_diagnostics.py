@@ -157,7 +157,7 @@ def test_only_significant_violations_of_the_order_are_reported():
 
 
 @pytest.mark.parametrize(
-    ("longer", "gap", "tolerance", "word"),
+    ("longer", "gap", "tolerance", "status"),
     [
         (values(0.0, 0.1, 1), values(90.02, 0.1), 0.1, "converged"),
         (values(0.0, 0.1, 1), None, 0.1, "converged"),
@@ -168,11 +168,15 @@ def test_only_significant_violations_of_the_order_are_reported():
         (values(0.0, 5.0, 1), values(90.02, 0.1), 0.1, "undecided"),
     ],
 )
-def test_verdict_depends_on_the_difference_the_gap_and_the_tolerance(longer, gap, tolerance, word):
+def test_verdict_depends_on_the_difference_the_gap_and_the_tolerance(
+    longer, gap, tolerance, status
+):
     given = convergence_verdict(longer, values(0.0, 0.1, 2), gap, tolerance)
-    assert given.word == word
-    assert convergence_verdict(longer, values(0.0, 0.1, 2), None, tolerance, gap, 0.3).word == word
-    assert given.converged == (word == "converged")
+    assert given.status == status
+    assert (
+        convergence_verdict(longer, values(0.0, 0.1, 2), None, tolerance, gap, 0.3).status == status
+    )
+    assert given.converged == (status == "converged")
     assert given.reason
 
 
@@ -180,12 +184,12 @@ def test_verdict_depends_on_the_difference_the_gap_and_the_tolerance(longer, gap
 def test_small_gap_with_a_heavy_or_unknown_tail_is_undecided(tail):
     real = values(90.02, 0.1)
     of = values(0.0, 0.1, 1), values(0.0, 0.1, 2), None, 0.1
-    assert convergence_verdict(*of, real, 0.3).word == "converged"
+    assert convergence_verdict(*of, real, 0.3).status == "converged"
     given = convergence_verdict(*of, real, tail)
-    assert given.word == "undecided"
+    assert given.status == "undecided"
     assert "the tail of w/c" in given.reason
     wide = convergence_verdict(*of, real + 1, tail)
-    assert wide.word == "not converged"  # nothing excuses a wide gap
+    assert wide.status == "not converged"  # nothing excuses a wide gap
 
 
 # Two-sided bounds

@@ -181,7 +181,7 @@ def test_heavy_tail_of_the_ratios_is_detected():
 
 
 @pytest.mark.parametrize(
-    ("gap", "tail", "word"),
+    ("gap", "tail", "status"),
     [
         (np.linspace(0.1, 0.2, 400), 0.3, "converged"),
         (np.linspace(0.1, 0.2, 400), 0.9, "undecided"),
@@ -191,8 +191,8 @@ def test_heavy_tail_of_the_ratios_is_detected():
         (np.array([0.1, np.inf]), np.inf, "not converged"),
     ],
 )
-def test_verdict_depends_on_the_gap_and_the_tail(gap, tail, word):
-    assert two_sided_verdict(gap, tail, 0.5).word == word
+def test_verdict_depends_on_the_gap_and_the_tail(gap, tail, status):
+    assert two_sided_verdict(gap, tail, 0.5).status == status
 
 
 # Runs
@@ -227,7 +227,7 @@ def test_record_has_both_bounds_and_a_verdict(run, record):
     assert record["importance"]["upper"] == pytest.approx(values["importance_upper"].mean())
     tail = ratio_tail(values["ratio"][0], values["lower"][0])
     assert record["ratio_pareto_k"] == pytest.approx(tail)
-    assert record["verdict"]["word"] == two_sided_verdict(gap, tail, 0.5).word
+    assert record["verdict"]["word"] == two_sided_verdict(gap, tail, 0.5).status
     assert record.get("simulated") is None
     assert record["pilot"]["split"] == "train"
 

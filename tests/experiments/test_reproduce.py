@@ -198,7 +198,8 @@ def test_fast_cell_keeps_the_recipe_that_it_began_by(tmp_path, caplog):
     assert task_state(tmp_path, task).status == "stopped"  # and not another run
     assert task.config.stages == earlier.stages
     assert (
-        "began by an earlier recipe (its gradient, epochs, optimizer, stages differ)" in caplog.text
+        "was started with an earlier recipe (its gradient, epochs, optimizer, stages differ)"
+        in caplog.text
     )
     (task,) = plan_cells(tmp_path, [name], Wanted(epochs_scale=0.1))
     assert task.config.stages != earlier.stages
@@ -405,11 +406,15 @@ DAMAGES = [
     ("config.toml", lambda path: path.write_text("k = [1"), "config.toml cannot be read"),
     ("config.toml", lambda path: path.write_bytes(b"\xff\x00"), "config.toml cannot be read"),
     ("models/final-0/model.json", truncate, "models/final-0 cannot be read"),
-    (f"{RECORD}.json", truncate, f"{RECORD}.json is no record"),
-    (f"{RECORD}.json", drop_key("subset"), f"{RECORD}.json is no record \\(no subset\\)"),
+    (f"{RECORD}.json", truncate, f"{RECORD}.json cannot be read as a record"),
+    (
+        f"{RECORD}.json",
+        drop_key("subset"),
+        f"{RECORD}.json cannot be read as a record \\(no subset\\)",
+    ),
     (f"{RECORD}.npz", truncate, f"{RECORD}.npz cannot be read"),
     (f"{RECORD}.npz", Path.unlink, f"{RECORD}.npz cannot be read"),
-    (f"{RECORD}.npz", fewer_values, f"{RECORD}.json is no record of its values"),
+    (f"{RECORD}.npz", fewer_values, f"{RECORD}.json is not the record of its values"),
 ]
 
 

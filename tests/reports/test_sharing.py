@@ -315,7 +315,7 @@ def test_non_empty_folders_are_refused(measured, tmp_path):
     assert read_model_facts(folder)["replicate"] == 1
     assert (folder / "samples.png").read_bytes() != picture  # samples of this model
     (folder / "thesis.tex").touch()
-    with pytest.raises(UserError, match=r"holds thesis.tex, which is no part of a model"):
+    with pytest.raises(UserError, match=r"holds thesis.tex, which is not part of a model"):
         export_run(measured, folder, overwrite=True)
     with pytest.raises(UserError, match="is a file; name a folder"):
         export_run(measured, folder / "thesis.tex")
@@ -520,7 +520,7 @@ def test_downloaded_models_are_checked(hub, folder):
 def test_foreign_repository_is_refused(hub):
     (hub.folder / "me/bert").mkdir(parents=True)
     with pytest.raises(
-        UserError, match=r"me/bert is no model of iwae: it has no model.safetensors"
+        UserError, match=r"me/bert is not a model of iwae: it has no model.safetensors"
     ):
         from_pretrained("me/bert")
     assert not hub.downloads()
@@ -590,7 +590,7 @@ def test_only_exports_can_be_pushed(hub, measured, folder):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("HFValidationError", "'me/vae' is no name on the hub: give OWNER/NAME"),
+        ("HFValidationError", "'me/vae' is not a name on the hub: give OWNER/NAME"),
         ("RepositoryNotFoundError", "me/vae is not on the hub, or not for you: .*hf auth login"),
         ("RevisionNotFoundError", "me/vae has no revision"),
         ("LocalTokenNotFoundError", "the hub wants to know who you are: log in by `hf auth login`"),
@@ -630,7 +630,7 @@ def test_push_command(hub, folder, capsys):
 def test_real_hub_library_refuses_without_network(tmp_path, folder, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"^'a b/c d' is no name on the hub"):
+    with pytest.raises(UserError, match=r"^'a b/c d' is not a name on the hub"):
         from_pretrained("a b/c d", cache_dir=tmp_path / "cache")
     with pytest.raises(UserError, match=r"^the hub cannot be reached, and me/vae is not in the"):
         from_pretrained("me/vae", cache_dir=tmp_path / "cache")

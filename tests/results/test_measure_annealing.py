@@ -422,7 +422,7 @@ def test_invalid_records_are_skipped_with_a_warning(measured, tmp_path, caplog, 
     run = copy_of(measured[0], tmp_path)
     (run / "evaluations" / "notes.json").write_text(content)
     assert compare([run, measured[1]])["n"] == 50
-    assert ("notes.json is no record" in caplog.text) == (content != '{"method": 3}')
+    assert ("notes.json cannot be read as a record" in caplog.text) == (content != '{"method": 3}')
     (run / "evaluations" / "test-final-k20.npz").write_bytes(b"PK")
     with pytest.raises(UserError, match="has not been measured"):
         compare([run, measured[1]])

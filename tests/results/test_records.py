@@ -116,7 +116,7 @@ def test_invalid_record_is_reported_with_its_field(tmp_path, caplog, changes, me
         parse(json.loads(path.read_text()))
     assert "\n" not in str(error.value)
     assert list(read_records(tmp_path)) == []
-    assert f"{path} is no record" in caplog.text
+    assert f"{path} cannot be read as a record" in caplog.text
     assert record_files.REMEDY in caplog.text
 
 

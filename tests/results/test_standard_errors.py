@@ -415,7 +415,7 @@ def test_mismatched_values_are_not_extrapolated(tmp_path, damage, caplog):
     with np.load(path.with_suffix(".npz")) as values:
         np.savez(path.with_suffix(".npz"), **damage(dict(values)))
     assert dict(read_extrapolated_records(tmp_path))[path].by_k[0].whole is None
-    assert "some.json is no record of its values: it is omitted" in caplog.text
+    assert "some.json is not the record of its values: it is omitted" in caplog.text
 
 
 def test_values_with_mismatched_budgets_are_skipped(tmp_path, caplog):
@@ -423,7 +423,7 @@ def test_values_with_mismatched_budgets_are_skipped(tmp_path, caplog):
     with np.load(path.with_suffix(".npz")) as values:
         np.savez(path.with_suffix(".npz"), **with_another_k(dict(values)))
     assert read_bounds(tmp_path, split="test", weights="final", pruned=False) == []
-    assert "all.json is no record of its values" in caplog.text
+    assert "all.json is not the record of its values" in caplog.text
 
 
 def test_text_among_the_values_is_reported(tmp_path, caplog):

@@ -27,7 +27,7 @@ def parse_column_option(words: Sequence[str]) -> dict[str, str]:
             match = _COLUMN.match(rest)
             name = "" if match is None else unquoted_name(match[1])
             if match is None or name in found:
-                reason = "is no NAME=KIND" if match is None else f"names {name!r} twice"
+                reason = "is not NAME=KIND" if match is None else f"names {name!r} twice"
                 raise ValueError(
                     f'columns: {rest!r} {reason}: give such as "age=gaussian, city=categorical"'
                 )

@@ -323,7 +323,7 @@ def _epochs_of(stage: Any) -> int:
 
 
 def stored(values: dict[str, Any]) -> dict[str, Any]:
-    """The stored values of a run, with the former behaviour for options that it has not got."""
+    """The stored values of a run, with the old defaults for options that it lacks."""
     before: dict[str, Any] = {"standardize": False} if is_own(values.get("dataset", "")) else {}
     before |= {"hide": 0.0} if values.get("missing") else {}
     return {**before, **values}

@@ -141,4 +141,4 @@ def _read_image(path: Path, size: tuple[int, int] | None) -> tuple[np.ndarray, s
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} is no image that can be read: {first_error_line(error)}") from None
+        raise UserError(f"{path} cannot be read as an image: {first_error_line(error)}") from None

@@ -207,8 +207,8 @@ def _require_tabs(path: Path, heads: Mapping[str, Sequence[Record]], best: str) 
     decimal = all(COMMA_NUMBER.fullmatch(",".join(one.cells)) for one in heads[best])
     if widths == {1} and best != "\t" and len(found) == 1 and not (best == "," and decimal):
         raise UserError(
-            f"{path} is no .tsv file: its columns are separated by {best!r}, not by tabs; rename "
-            "it to .csv"
+            f"{path} is not a .tsv file: its columns are separated by {best!r}, not by tabs; "
+            "rename it to .csv"
         )
     return "\t"
 

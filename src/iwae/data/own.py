@@ -153,13 +153,15 @@ def _read(source: Any, options: Options) -> tuple[Content, list[dict[str, str]]]
     if source.suffix.lower() in tables.SUFFIXES:
         content = _read_table(source, options)
     elif options.drop or options.ids or options.columns:
-        raise UserError(f"{source} is no table: leave out drop, ids and kinds of columns by name")
+        raise UserError(
+            f"{source} is not a table: leave out drop, ids and kinds of columns by name"
+        )
     elif source.suffix.lower() not in SUFFIXES:
         return _read_folder(source, options)
     else:
         content = _read_arrays(source, options)
     if options.resize is not None:
-        raise UserError(f"{source} is no folder of images: leave out resize")
+        raise UserError(f"{source} is not a folder of images: leave out resize")
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return content, [{"name": source.name, "sha256": digest, "verified": "a user's file"}]

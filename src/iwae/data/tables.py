@@ -280,8 +280,8 @@ def open_table_frame(frame: Any, where: str = "the frame") -> Any:
         if hasattr(frame, "collect"):
             raise UserError(f"{where} is {kind}, which has no rows yet: collect() it") from None
         raise UserError(
-            f"{kind} is no data frame of pandas, Polars or PyArrow, and no path: save arrays as "
-            ".npy"
+            f"{kind} is neither a data frame of pandas, Polars or PyArrow nor a path: save arrays "
+            "as .npy"
         ) from None
     return data
 

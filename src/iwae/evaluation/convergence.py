@@ -1,5 +1,6 @@
 """Whether annealing has converged: a verdict from two numbers of temperatures."""
 
+from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -10,12 +11,20 @@ from iwae.evaluation.standard_errors import standard_error
 from iwae.evaluation.tails import tail_doubt
 
 
+class Convergence(StrEnum):
+    """Whether a likelihood is determined to within a tolerance, as records say it."""
+
+    CONVERGED = "converged"
+    NOT_CONVERGED = "not converged"
+    UNDECIDED = "undecided"
+
+
 class Verdict(NamedTuple):
     """Whether an annealed likelihood can be quoted.
 
     Attributes:
-        word: "converged", "not converged", or "undecided" if the examples are too few to resolve
-            the tolerance, or the tail behind a gap is heavy or unknown.
+        status: undecided if the examples are too few to resolve the tolerance, or the tail behind a
+            gap is heavy or unknown.
         difference: AIS at T minus AIS at T/10, on the same examples.
         gap: mean gap of bidirectional Monte Carlo, nats; None if it was not run.
         tolerance: maximum acceptable error, nats.
@@ -24,7 +33,7 @@ class Verdict(NamedTuple):
             computed.
     """
 
-    word: str
+    status: Convergence
     difference: Difference
     gap: float | None
     tolerance: float
@@ -34,7 +43,7 @@ class Verdict(NamedTuple):
     @property
     def converged(self) -> bool:
         """Whether the verdict is "converged"."""
-        return self.word == "converged"
+        return self.status is Convergence.CONVERGED
 
 
 def convergence_verdict(
@@ -65,20 +74,20 @@ def convergence_verdict(
     doubt = None if sandwich_gap is None else tail_doubt(sandwich_tail, len(sandwich_gap))
     apart = f"T and T/10 differ by {difference.mean:.3f} +- {difference.stderr:.3f} nats"
     if difference.significant:
-        word, reason = "not converged", f"{apart}: more than chance explains"
+        status, reason = Convergence.NOT_CONVERGED, f"{apart}: more than chance explains"
     elif wide:
         wide_gaps = " and ".join(f"the {name} gap is {means[name]:.3f} nats" for name in wide)
-        word, reason = "not converged", f"{wide_gaps}, not reliably below {tolerance:g}"
+        status, reason = Convergence.NOT_CONVERGED, f"{wide_gaps}, not reliably below {tolerance:g}"
     elif not STANDARD_ERRORS * difference.stderr <= tolerance:
-        word = "undecided"
+        status = Convergence.UNDECIDED
         reason = f"{apart}, too uncertain to tell {tolerance:g} from chance"
     elif doubt is not None:
-        word = "undecided"
+        status = Convergence.UNDECIDED
         reason = f"{apart}, and the sandwich gap is {means['sandwich']:.3f} nats, but {doubt}"
     else:
-        word, reason = "converged", apart
+        status, reason = Convergence.CONVERGED, apart
     simulated, real = means.get("bidirectional"), means.get("sandwich")
-    return Verdict(word, difference, simulated, tolerance, reason, real)
+    return Verdict(status, difference, simulated, tolerance, reason, real)
 
 
 def _is_reliably_below(values: Float[np.ndarray, " m"], tolerance: float) -> bool:

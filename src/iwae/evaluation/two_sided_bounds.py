@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from iwae.data.rows import Examples
 from iwae.errors import UserError
+from iwae.evaluation.convergence import Convergence
 from iwae.evaluation.differences import STANDARD_ERRORS
 from iwae.evaluation.examples import (
     check_examples,
@@ -152,12 +153,12 @@ class Tightness(NamedTuple):
     """Whether bounds from both sides determine the mean log-likelihood to within the tolerance.
 
     Attributes:
-        word: "converged", "not converged", or "undecided" if the tail of the ratios is too heavy
-            (or unknown) to trust the upper side.
+        status: undecided if the tail of the ratios is too heavy or unknown, so that the upper side
+            cannot be trusted.
         reason: the explanation.
     """
 
-    word: str
+    status: Convergence
     reason: str
 
 
@@ -171,11 +172,11 @@ def two_sided_verdict(gap: Float[np.ndarray, " n"], tail: float, tolerance: floa
     """
     if not np.isfinite(gap).all():
         infinite = np.count_nonzero(~np.isfinite(gap))
-        return Tightness("not converged", f"the gap of {infinite} examples is infinite")
+        return Tightness(Convergence.NOT_CONVERGED, f"the gap of {infinite} examples is infinite")
     mean, error = float(np.mean(gap)), standard_error(gap)
     words = f"the gap is {mean:.3f} +- {error:.3f} nats"
     if not mean + STANDARD_ERRORS * error <= tolerance:
-        return Tightness("not converged", f"{words}, not reliably below {tolerance:g}")
+        return Tightness(Convergence.NOT_CONVERGED, f"{words}, not reliably below {tolerance:g}")
     if (doubt := tail_doubt(tail, len(gap))) is not None:
-        return Tightness("undecided", f"{words}, but {doubt}")
-    return Tightness("converged", words)
+        return Tightness(Convergence.UNDECIDED, f"{words}, but {doubt}")
+    return Tightness(Convergence.CONVERGED, words)

@@ -107,7 +107,7 @@ class Cell(NamedTuple):
     def is_shortened(self) -> bool:
         """Whether it was trained for fewer epochs than the published schedule has.
 
-        Never by a fast recipe: its length is no part of a protocol, and may grow.
+        A fast recipe never counts as shortened, because no protocol fixes its length.
         """
         wanted = 0 if self.entry.is_fast else self.entry.config().epochs
         return self.nll is not None and self.epochs < wanted

@@ -127,7 +127,7 @@ def _tasks(out: Path, name: str, wanted: Wanted) -> list[Task]:
 
 
 def _begun_recipe(run: Path, entry: Preset, config: TrainConfig) -> TrainConfig:
-    """The configuration of a run of a fast cell: its own if an earlier recipe began it."""
+    """The configuration of a fast cell's run: its own if it was started with an earlier recipe."""
     path = run / "config.toml"
     if not path.is_file():
         return config
@@ -140,8 +140,8 @@ def _begun_recipe(run: Path, entry: Preset, config: TrainConfig) -> TrainConfig:
         return config
     if differing := differing_settings(config, found):
         log.warning(
-            "%s began by an earlier recipe (its %s differ) and keeps it; to train by today's, "
-            "remove the folder",
+            "%s was started with an earlier recipe (its %s differ) and keeps it; to use the "
+            "current one, remove the folder",
             run,
             ", ".join(differing),
         )

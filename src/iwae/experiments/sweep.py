@@ -119,7 +119,7 @@ def _depth(value: Any) -> int:
 
 
 def _whole_numbers(seeds: Sequence[Any]) -> list[int]:
-    """The seeds in increasing order; UserError for a repeated seed or one that is no integer."""
+    """The seeds in increasing order; UserError for one that is repeated or not an integer."""
     if any(not isinstance(seed, int) or isinstance(seed, bool) for seed in seeds):
         raise UserError(f"seed: {shorten_value(seeds)} are not whole numbers")
     if len(set(seeds)) < len(seeds):

@@ -44,7 +44,7 @@ class Measure(NamedTuple):
     def check(self) -> None:
         """Raise UserError for settings out of range."""
         if not self.ks:
-            raise UserError("there is no number of importance samples; give at least one k")
+            raise UserError("no numbers of importance samples are given; give at least one k")
         for name, value in (("k", min(self.ks)), ("examples", self.examples)):
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")

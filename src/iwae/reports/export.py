@@ -84,6 +84,6 @@ def _refuse_used(folder: Path, *, overwrite: bool) -> None:
     found = {path.name for path in folder.iterdir()} if folder.exists() else set()
     others = sorted(found - set(FILES))
     if others:
-        raise UserError(f"{folder} holds {others[0]}, which is no part of a model: choose another")
+        raise UserError(f"{folder} holds {others[0]}, which is not part of a model: choose another")
     if found and not overwrite:
         raise UserError(f"{folder} holds a model already; --overwrite replaces it")

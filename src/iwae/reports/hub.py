@@ -105,7 +105,7 @@ def from_pretrained(
     paths = [Path(folder) / name for name in LIMITS]
     for path in paths:
         if not path.is_file():
-            raise UserError(f"{repo_id} is no model of iwae: it has no {path.name}")
+            raise UserError(f"{repo_id} is not a model of iwae: it has no {path.name}")
     return read_model(*(path.resolve() for path in paths))  # the cache consists of links
 
 
@@ -119,7 +119,7 @@ def _check_files(repo_id: str, sizes: Mapping[str, int | None]) -> None:
     """Raise UserError if a file of the model is missing, or too large to be fetched."""
     for name, limit in LIMITS.items():
         if name not in sizes:
-            raise UserError(f"{repo_id} is no model of iwae: it has no {name}")
+            raise UserError(f"{repo_id} is not a model of iwae: it has no {name}")
         size = sizes[name]
         if size is None:
             raise UserError(f"the hub does not say how large {name} of {repo_id} is: not fetched")
@@ -166,7 +166,7 @@ def _hub_errors(hub: Any, repo_id: str, revision: str | None) -> Iterator[None]:
     """Turn an error of the hub into a UserError with the remedy."""
     errors, login = hub.errors, "log in by `hf auth login`, or set HF_TOKEN"
     known = {  # subclasses first; after a final colon comes the library's reason
-        errors.HFValidationError: f"{repo_id!r} is no name on the hub: give OWNER/NAME",
+        errors.HFValidationError: f"{repo_id!r} is not a name on the hub: give OWNER/NAME",
         errors.RevisionNotFoundError: (
             f"{repo_id} has no revision {(revision or 'main')!r} on the hub"
         ),

@@ -86,14 +86,14 @@ class Annealing:
         as_betas(self.betas(self.temperatures))
 
     def betas(self, temperatures: int) -> np.ndarray:
-        """A fixed schedule of so many temperatures; a given one is thinned out evenly."""
+        """A fixed schedule of this many temperatures; a given one is thinned out evenly."""
         if isinstance(self.schedule, str):
             return SCHEDULES[self.schedule](temperatures)
         places = np.linspace(0, self.temperatures - 1, temperatures)
         return np.interp(places, np.arange(self.temperatures), self.schedule)
 
     def moves(self, chains: int, **path: np.ndarray) -> dict[str, Any]:
-        """Arguments for the functions that anneal so many chains along a path."""
+        """Arguments for the functions that anneal this number of chains along a path."""
         return {"chains": chains, "n_leapfrog": self.leapfrog, "start": self.start, **path}
 
     def values(self) -> Document:
@@ -322,7 +322,7 @@ def _length_row(
 def _verdict_fields(found: Verdict) -> Document:
     """The fields of a verdict, for a record."""
     return {
-        "word": found.word,
+        "word": found.status,
         "reason": found.reason,
         "difference": summary_number(found.difference.mean),
         "difference_stderr": summary_number(found.difference.stderr),

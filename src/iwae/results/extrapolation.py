@@ -47,7 +47,7 @@ def _subset_values(path: Path, record: Record, damaged: Damaged) -> Arrays | Non
     shapes, index = {arrays[name].shape for name in names}, arrays["index"]
     are_places = index.shape == (n,) and index.dtype.kind in "iu" and (index >= 0).all()
     if shapes != {(len(record.models), *rows, n)} or not are_places:
-        damaged(f"{record_place(path)} is no record of its values")
+        damaged(f"{record_place(path)} is not the record of its values")
         return None
     return arrays
 

@@ -87,8 +87,8 @@ def gradients_run(
 
     Args:
         ks: particles (of each group, where the objective has groups).
-        gradients: names of estimators; if None, those that go with the objective and so many
-            particles, and need no further option.
+        gradients: names of estimators; if None, those that suit the objective and the number
+            of particles, and need no further option.
         backward: numbers S of particles: beside each estimator, the same one carried by S of them,
             at every k with more particles. Estimators without such a gradient are omitted.
         objective: the run's own if None.
@@ -183,7 +183,7 @@ def _chosen(
     *,
     all_named: bool,
 ) -> dict[int, list[Declaration]]:
-    """The estimators of each k: all that are named, or those that go with so many particles.
+    """The estimators of each k: all that are named, or those that suit its number of particles.
 
     Each is followed by the same estimator carried by `counts` of its particles, where possible.
 

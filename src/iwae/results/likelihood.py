@@ -106,7 +106,7 @@ def _stacked(draws: Sequence[Slab], name: str) -> np.ndarray:
 
 
 def _redrawn_subjects(subject: Subject, draws: int) -> list[Subject]:
-    """The subject with each of so many draws of its test pixels; the first draw is its own.
+    """The subject with each of its draws of the test pixels; the first draw is its own.
 
     Raises:
         UserError: for fewer than two draws, or examples that have no other draws.

@@ -181,7 +181,7 @@ def read_record_bounds(
     try:
         return [] if arrays is None else list(bounds_from_record(record, arrays))
     except ValueError as error:
-        damaged(f"{record_place(path)} is no record of its values ({error})")
+        damaged(f"{record_place(path)} is not the record of its values ({error})")
         return []
 
 
@@ -205,7 +205,7 @@ def read_records(
         try:
             record = schema.parse(document)
         except UserError as error:
-            damaged(f"{record_place(path)} is no record ({error})")
+            damaged(f"{record_place(path)} cannot be read as a record ({error})")
         else:
             yield path, record
 

@@ -53,7 +53,7 @@ def read_documents(folder: Path, damaged: Damaged = refuse_damaged_record) -> di
         try:
             found[path] = json.loads(path.read_text())
         except DAMAGES as error:
-            damaged(f"{path} is no record ({first_error_line(error)})")
+            damaged(f"{path} cannot be read as a record ({first_error_line(error)})")
     return dict(sorted(found.items()))
 
 
@@ -75,7 +75,9 @@ def _packed(folder: Path, damaged: Damaged = refuse_damaged_record) -> dict[Path
             path = Path(folder) / f"{entry['name']}.json"
             found[path] = _Entry(entry["record"], entry["record_sha256"], entry["values_sha256"])
         except DAMAGES as error:
-            damaged(f"{file}, line {number}, is no record ({first_error_line(error)})")
+            damaged(
+                f"{file}, line {number}, cannot be read as a record ({first_error_line(error)})"
+            )
     return found
 
 

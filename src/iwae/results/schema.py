@@ -149,6 +149,11 @@ class Verdict(Fields):
     sandwich_gap: Number = None
     tolerance: Number = None
 
+    @property
+    def converged(self) -> bool:
+        """Whether the likelihood is determined to within the tolerance."""
+        return self.word == "converged"
+
 
 class Sides(Weights):
     """Bounds from both sides, nats."""

@@ -88,7 +88,7 @@ def _measure(one: Replicate, annealing: Annealing, k: int, tolerance: float) -> 
         **_two_sided_summary(annealed, annealing.chains),
         "acceptance_mean": float(annealed["acceptance"].mean()),
         "importance": {"k": k, **_two_sided_summary(sampled, k)},
-        "verdict": {**judged._asdict(), "tolerance": tolerance},
+        "verdict": {"word": judged.status, "reason": judged.reason, "tolerance": tolerance},
     }
     values = {name: annealed[name] for name in (*_STORED, "acceptance")}
     values |= {f"importance_{name}": sampled[name] for name in _STORED}

@@ -84,7 +84,7 @@ def configured_stages(
 def _make_stage(
     config: TrainConfig, i: int, epochs: int, dataset: Dataset, clock: Clock
 ) -> tuple[Stage, list[int]]:
-    """A stage, and the steps at which its schedule's own stages end (of use for a single stage)."""
+    """A stage, and the steps at which its schedule's own stages end, meaningful for one stage."""
     of_stage = config.stage(i, epochs)
     steps_per_epoch = _steps_per_epoch(of_stage, dataset)
     schedule, ends = configured_schedule(of_stage, steps_per_epoch, int(clock.step))

@@ -2,7 +2,7 @@
 
 A tenth of a small table is a dozen rows, and the epoch that suits these best is a lucky one. With
 folds, every training row is held out once, and the epoch is that of the best bound over all of
-them. The model is then trained on all rows for so many epochs.
+them. The model is then trained on all rows for that number of epochs.
 """
 
 import json
@@ -120,7 +120,7 @@ def _train_fold(job: Job, held_out: Examples) -> Generator[tuple[PyTree, float]]
 
 
 def without_folds(job: Job, epochs: int) -> Job:
-    """The job of training on all rows for the chosen number of epochs."""
+    """A job that trains on all rows for the chosen number of epochs."""
     chosen = {"epochs": epochs, "folds": None, "patience": None, "threshold": 0.0}
     config = job.config.model_copy(update=chosen)
     stages, ends = configured_stages(config, job.dataset)

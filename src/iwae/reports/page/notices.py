@@ -36,7 +36,7 @@ def warnings(runs: Sequence[Run]) -> list[Notice]:
         for run in runs
         if (bound := page_run_annealing(run)) is not None
         for found in page_run_verdicts(bound)
-        if found.word != "converged"
+        if not found.converged
     ]
     shares = [
         f"{run.name}: {found[1]:.0%} of the examples; {found[0].name} may be too low"

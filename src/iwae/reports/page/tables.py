@@ -178,7 +178,7 @@ def _verdict_cell(run: Run) -> Cell:
     bound = page_run_annealing(run)
     found = page_run_verdicts(bound) if bound else []
     text = " / ".join(dict.fromkeys(one.word for one in found))
-    return Cell(text, text or None, alarm=any(one.word != "converged" for one in found))
+    return Cell(text, text or None, alarm=not all(one.converged for one in found))
 
 
 def _khat_cell(run: Run) -> Cell:
